@@ -1,0 +1,39 @@
+"""The `halfbyte` command: its subcommands are imported when they are asked for, so that none pays for another."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final
+
+import click
+
+_COMMANDS: Final = {
+    "doctor": "what is installed, found and wrong on this machine",
+    "explain": "which kernel runs each layer of a checkpoint (or one problem), and why not the others",
+    "run": "generate text from a checkpoint",
+    "perplexity": "the loss of a checkpoint on a text",
+    "bench": "time the kernels that can run a problem here, correctness first",
+}
+
+
+class _Lazy(click.Group):
+    """A group that knows its commands' names and help without importing them."""
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"halfbyte.cli.{cmd_name}"), cmd_name)
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="halfbyte")
+def main() -> None:
+    """Run FP4 checkpoints (NVFP4, MXFP4) on whatever accelerator is there, and know which kernel really runs."""

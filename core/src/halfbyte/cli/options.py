@@ -1,0 +1,82 @@
+"""Options and error handling that the commands share."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, Final, TypeVar, get_args
+
+import click
+
+from halfbyte.errors import HalfbyteError, MissingExtraError
+from halfbyte.policies import Activations, Policy, Weights
+from halfbyte.specs import Fidelity
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: The answer is no: nothing can run, a check failed.
+NO: Final = 1
+#: Wrong usage or bad input.
+BAD_INPUT: Final = 2
+
+
+def common(function: F) -> F:
+    """--json and --debug, and every error of ours as one message and an exit code instead of a traceback."""
+
+    @functools.wraps(function)
+    def guarded(*args: Any, debug: bool, **kwargs: Any) -> Any:
+        if debug:
+            return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except HalfbyteError as error:
+            click.echo(f"halfbyte: {error}", err=True)
+            bad_input = isinstance(error, (ValueError, MissingExtraError))
+            sys.exit(BAD_INPUT if bad_input else NO)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except BrokenPipeError:
+            sys.exit(NO)
+        except Exception as error:  # the last resort: no traceback unless it is asked for
+            click.echo(f"halfbyte: unexpected {type(error).__name__}: {error}; --debug has the traceback", err=True)
+            sys.exit(NO)
+
+    decorated: Any = guarded
+    decorated = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")(decorated)
+    result: F = click.option("--debug", is_flag=True, help="Show tracebacks.")(decorated)
+    return result
+
+
+def demands(function: F) -> F:
+    """The options that make up a policy, handed on as `policy`."""
+
+    @functools.wraps(function)
+    def with_policy(
+        *args: Any,
+        require: str,
+        prefer: str,
+        deny: str,
+        fidelity: str | None,
+        activations: Activations | None,
+        weights: Weights | None,
+        **kwargs: Any,
+    ) -> Any:
+        policy = Policy(
+            require=require, prefer=prefer, deny=deny, fidelity=fidelity, activations=activations, weights=weights
+        )
+        return function(*args, policy=policy, **kwargs)
+
+    options = (
+        click.option("--require", default="", metavar="KERNELS", help="One of these must run, or it is an error."),
+        click.option("--prefer", default="", metavar="KERNELS", help="Try these first, in this order."),
+        click.option("--deny", default="", metavar="KERNELS", help="These must not run."),
+        click.option("--fidelity", type=click.Choice(list(Fidelity)), help="The worst fidelity allowed."),
+        click.option("--activations", type=click.Choice(get_args(Activations)), help="May they be quantized?"),
+        click.option("--weights", type=click.Choice(get_args(Weights)), help="The form that weights are kept in."),
+    )
+    decorated: Any = with_policy
+    for option in reversed(options):
+        decorated = option(decorated)
+    result: F = decorated
+    return result

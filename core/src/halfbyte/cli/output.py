@@ -1,0 +1,56 @@
+"""Where output goes: data on stdout, notes and progress on stderr; nothing is wrapped or coloured off a terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any, Final
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from halfbyte.reports import Table
+
+#: Wider than any line, for output that is not read on a terminal.
+_UNWRAPPED: Final = 100_000
+
+
+def print_json(data: Any) -> None:
+    """Print JSON-ready data."""
+    click.echo(json.dumps(data, indent=2))
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    """Print tables to stdout, leaving out those without rows."""
+    terminal = Console()
+    for table in tables:
+        if not table.rows:
+            continue
+        rendered = _render(table)
+        if terminal.is_terminal:
+            terminal.print(rendered)
+            continue
+        plain = Console(width=_UNWRAPPED, color_system=None)
+        with plain.capture() as capture:
+            plain.print(rendered)
+        click.echo("\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n")))
+
+
+def note(text: str) -> None:
+    """Print a line to stderr."""
+    click.echo(text, err=True)
+
+
+def _render(table: Table) -> RichTable:
+    headed = any(table.columns)
+    rich = RichTable(
+        title=table.title or None, title_justify="left", box=box.SIMPLE_HEAD, show_header=headed, pad_edge=False
+    )
+    for column in table.columns:
+        rich.add_column(column, overflow="fold")
+    for row in table.rows:
+        rich.add_row(*(Text(cell) for cell in row))
+    return rich

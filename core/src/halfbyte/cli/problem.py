@@ -1,0 +1,71 @@
+"""The options that describe one problem, shared by the commands that take one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from halfbyte.errors import UsageError
+from halfbyte.problems import ACTIVATIONS, DTYPES, OPS, ExpertsProblem, LinearProblem, Problem
+from halfbyte.schemes import SCHEMES, Scheme
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def problem_options(function: F) -> F:
+    """Add the options whose values `problem_asked` takes."""
+    options = (
+        click.option("--op", type=click.Choice(OPS), help="Explain one problem instead of a checkpoint."),
+        click.option("--scheme", type=click.Choice(list(SCHEMES)), help="The problem's scheme."),
+        click.option("--shape", metavar="NxK", help="Linear: output x input features."),
+        click.option("--dtype", type=click.Choice(list(DTYPES)), help="The compute dtype."),
+        click.option("--bias", is_flag=True, help="With a bias."),
+        click.option("--experts", type=int, metavar="E", help="Experts: how many."),
+        click.option("--top-k", type=int, metavar="T", help="Experts: how many each token is routed to."),
+        click.option("--hidden", type=int, metavar="H", help="Experts: hidden size."),
+        click.option("--intermediate", type=int, metavar="I", help="Experts: intermediate size."),
+        click.option(
+            "--activation", type=click.Choice(ACTIVATIONS), default="silu", show_default=True, help="Experts."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def problem_asked(
+    *,
+    op: str | None,
+    scheme: str | None,
+    shape: str | None,
+    dtype: str | None,
+    bias: bool,
+    experts: int | None,
+    top_k: int | None,
+    hidden: int | None,
+    intermediate: int | None,
+    activation: str,
+) -> Problem:
+    """The problem that command-line options describe; UsageError naming an option that is missing."""
+    needed: dict[str, Any] = {"--scheme": scheme}
+    needed |= (
+        {"--experts": experts, "--top-k": top_k, "--hidden": hidden, "--intermediate": intermediate}
+        if (op == "experts")
+        else {"--shape": shape}
+    )
+    missing = [name for name, value in needed.items() if value is None]
+    if op is None:
+        raise UsageError("give a checkpoint folder, or one problem with --op")
+    if missing:
+        raise UsageError(f"--op {op} needs {', '.join(missing)}")
+    common_fields: Any = {"scheme": Scheme.parse(str(scheme)), "dtype": dtype or "bfloat16", "bias": bias}
+    if op == "experts":
+        sizes: Any = {"experts": experts, "top_k": top_k, "hidden": hidden, "intermediate": intermediate}
+        return ExpertsProblem(**common_fields, **sizes, activation=activation)
+    match = re.fullmatch(r"(\d+)x(\d+)", str(shape))
+    if match is None:
+        raise UsageError(f"--shape is {shape!r}; write NxK, such as 4096x14336")
+    return LinearProblem(**common_fields, n=int(match[1]), k=int(match[2]))

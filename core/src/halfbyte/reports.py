@@ -1,0 +1,184 @@
+"""Reports: decisions as JSON-ready data and as tables. The data is the primary form; tables are a rendering of it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from halfbyte.groups import LayerGroup, ModelResolution
+from halfbyte.resolve import Candidate, Resolution
+from halfbyte.specs import Fidelity, KernelSpec, Proof
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table to be rendered: a title, column heads, rows of texts."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+def resolution_data(resolution: Resolution) -> dict[str, Any]:
+    """One problem's answer as JSON-ready data."""
+    return {
+        "problem": resolution.problem.to_dict(),
+        "machine": resolution.machine.to_dict(),
+        "selected": _selected_id(resolution),
+        "decided_by": resolution.decided_by,
+        "candidates": [_candidate_data(candidate) for candidate in resolution.candidates],
+    }
+
+
+def model_data(model: ModelResolution) -> dict[str, Any]:
+    """A checkpoint's answer as JSON-ready data."""
+    return {
+        "checkpoint": str(model.plan.path),
+        "machine": model.machine.to_dict(),
+        "groups": [_group_data(group) for group in model.groups],
+        "unquantized": [tensor.name for tensor in model.plan.unquantized],
+        "bytes": model.bytes,
+    }
+
+
+def kernel_counts(model: ModelResolution) -> dict[str, int]:
+    """How many layers each chosen kernel runs."""
+    counts: Counter[str] = Counter()
+    for group in model.groups:
+        counts[_selected_id(group.resolution) or "none"] += len(group.layers)
+    return dict(counts)
+
+
+def summary(model: ModelResolution) -> str:
+    """One line: which kernels run how many layers, and what is not native about it."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for group in model.groups:
+        chosen = group.resolution.selected
+        name = ("none", "nothing can run") if chosen is None else (chosen.spec.id, fidelity_text(chosen))
+        counts[group.resolution.problem.scheme.name, *name] += len(group.layers)
+    parts = (
+        f"{scheme}: {count} layer{'s' * (count != 1)} on {kernel} ({how})"
+        for (scheme, kernel, how), count in counts.items()
+    )
+    return "; ".join(parts)
+
+
+def resolution_tables(resolution: Resolution) -> list[Table]:
+    """One problem's answer: what was asked and chosen, then every candidate."""
+    chosen = _selected_id(resolution) or "nothing can run this"
+    facts = [
+        ("problem", str(resolution.problem)),
+        ("machine", str(resolution.machine)),
+        ("selected", chosen),
+        ("decided by", resolution.decided_by),
+    ]
+    return [Table("", ("", ""), facts), candidates_table(resolution)]
+
+
+def model_tables(model: ModelResolution, *, every_layer: bool) -> list[Table]:
+    """A checkpoint's answer: its groups, each group's candidates, and memory."""
+    tables = [
+        Table(
+            "",
+            ("", ""),
+            [
+                ("checkpoint", str(model.plan.path)),
+                ("machine", str(model.machine)),
+                ("unquantized", f"{len(model.plan.unquantized)} tensors, {size_text(model.plan.unquantized_bytes)}"),
+                ("in memory", size_text(model.bytes)),
+            ],
+        )
+    ]
+    for number, group in enumerate(model.groups, 1):
+        names = group.layers if every_layer else _patterns(group.layers)
+        facts = [
+            ("problem", str(group.resolution.problem)),
+            ("selected", _selected_id(group.resolution) or "nothing can run this"),
+            ("decided by", group.resolution.decided_by),
+            ("in memory", size_text(group.bytes)),
+            *((f"{len(group.layers)} layers" if first else "", name) for first, name in _first_marked(names)),
+        ]
+        tables += [Table(f"group {number} of {len(model.groups)}", ("", ""), facts), candidates_table(group.resolution)]
+    return tables
+
+
+def candidates_table(resolution: Resolution) -> Table:
+    """Every candidate of one problem."""
+    columns = ("kernel", "plugin", "state", "fidelity", "proof", "priority", "per layer", "why not")
+    rows = [
+        (
+            candidate.spec.id,
+            candidate.plugin,
+            candidate.state.value,
+            str(candidate.fidelity or "-"),
+            proof_text(candidate.proof),
+            str(candidate.priority),
+            size_text(candidate.bytes),
+            "\n".join(map(str, candidate.refusals)) or "-",
+        )
+        for candidate in resolution.candidates
+    ]
+    return Table("", columns, rows)
+
+
+def proofs_text(spec: KernelSpec) -> str:
+    """Everything that a kernel's declaration says of its proof; the devices it leaves out were not run."""
+    return "; ".join(f"{pattern}: {proof_text(proof)}" for pattern, proof in spec.proofs)
+
+
+def proof_text(proof: Proof) -> str:
+    """A proof level in words; says so where a kernel never ran on the hardware it is for."""
+    return "run on hardware" if proof is Proof.HARDWARE else f"not run on hardware ({proof})"
+
+
+def fidelity_text(candidate: Candidate) -> str:
+    """The candidate's fidelity; says so where a W4A4 checkpoint runs weight-only."""
+    if candidate.fidelity is Fidelity.WEIGHT_ONLY:
+        return "weight-only: activations are not quantized"
+    return str(candidate.fidelity)
+
+
+def size_text(size: int) -> str:
+    """A number of bytes, readable."""
+    value, units = float(size), ("B", "KiB", "MiB", "GiB", "TiB")
+    for unit in units:
+        if value < 1024 or unit == units[-1]:
+            break
+        value /= 1024
+    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _candidate_data(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "kernel": candidate.spec.id,
+        "plugin": candidate.plugin,
+        "state": candidate.state.value,
+        "fidelity": candidate.fidelity,
+        "proof": candidate.proof.value,
+        "priority": candidate.priority,
+        "bytes": candidate.bytes,
+        "refusals": [refusal.to_dict() for refusal in candidate.refusals],
+    }
+
+
+def _group_data(group: LayerGroup) -> dict[str, Any]:
+    data = resolution_data(group.resolution)
+    data.pop("machine")
+    return {"layers": list(group.layers), **data, "bytes": group.bytes}
+
+
+def _selected_id(resolution: Resolution) -> str | None:
+    return None if resolution.selected is None else resolution.selected.spec.id
+
+
+def _patterns(names: Sequence[str]) -> list[str]:
+    """Layer names with their numbers starred out, each with its count."""
+    counts = Counter(re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name) for name in names)
+    return [f"{pattern} x {count}" for pattern, count in counts.items()]
+
+
+def _first_marked(names: Iterable[str]) -> Iterable[tuple[bool, str]]:
+    return ((index == 0, name) for index, name in enumerate(names))

@@ -1,0 +1,1 @@
+"""FP4 kernels of FlashInfer for halfbyte, on NVIDIA Blackwell cards."""

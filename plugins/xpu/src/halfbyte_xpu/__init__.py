@@ -1,0 +1,1 @@
+"""FP4 kernels for halfbyte, on Intel GPUs."""

@@ -1,0 +1,12 @@
+"""Write the generated pages of docs/ from the kernels that this environment has."""
+
+from pathlib import Path
+
+from halfbyte.pages import refusals_page, support_page
+from halfbyte.plugins import all_kernels, installed_plugins
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+(DOCS / "refusals.md").write_text(refusals_page(), encoding="utf-8")
+(DOCS / "support.md").write_text(support_page(all_kernels(installed_plugins())), encoding="utf-8")
+print(f"wrote refusals.md and support.md in {DOCS}")
