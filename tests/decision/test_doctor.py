@@ -1,6 +1,7 @@
 """`doctor`: what is there, what is missing for it, and what should be mended."""
 
 import pytest
+
 from halfbyte import doctor
 from halfbyte.doctor import diagnosis_data, diagnosis_tables, examine, missing_plugins
 from halfbyte.plugins import Plugin

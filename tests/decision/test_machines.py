@@ -1,6 +1,7 @@
 """Descriptions of machines, and the device patterns that kernels declare."""
 
 import pytest
+
 from halfbyte.errors import UsageError
 from halfbyte.machines import ARCHES, Machine, check_pattern, describe, matches
 

@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
 from halfbyte.errors import PluginError
 from halfbyte.plugins import BUILT_IN, Plugin, discover, hookimpl
 from halfbyte.specs import API_VERSION

@@ -1,6 +1,7 @@
 """The grammar of demands, and the order in which they come."""
 
 import pytest
+
 from halfbyte import policies
 from halfbyte.errors import UsageError
 from halfbyte.policies import VARIABLES, Policy, Rule, current_policies, from_environment, parse_rules

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from halfbyte import probe as probing
 from halfbyte.errors import UsageError
 from halfbyte.probe import Device, TorchBuild, probe

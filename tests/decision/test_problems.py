@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from halfbyte.errors import UsageError
 from halfbyte.formats import MXFP4, NVFP4
 from halfbyte.problems import ExpertsProblem, LinearProblem, dequantized_bytes, packed_bytes

@@ -1,6 +1,9 @@
 """`decide`: ranking, refusals, policies, and what it says of them."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from halfbyte.errors import NoKernelError, UsageError
 from halfbyte.machines import ARCHES, describe
 from halfbyte.policies import Policy
@@ -9,8 +12,6 @@ from halfbyte.refusals import Code, Refusal
 from halfbyte.resolve import Resolution, State, decide
 from halfbyte.schemes import MXFP4_W4A4, NVFP4_W4A4, NVFP4_W4A16, SCHEMES
 from halfbyte.specs import Fidelity, KernelSpec, KnownBad, PriorityRule, Proof
-from hypothesis import given
-from hypothesis import strategies as st
 from support.specs import kernel, plugged
 
 CPU = describe("cpu")

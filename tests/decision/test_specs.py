@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from halfbyte.errors import UsageError
 from halfbyte.refusals import Code, Refusal
 from halfbyte.specs import Fidelity, KnownBad

@@ -44,26 +44,22 @@ def model_data(model: ModelResolution) -> dict[str, Any]:
     }
 
 
-def kernel_counts(model: ModelResolution) -> dict[str, int]:
-    """How many layers each chosen kernel runs."""
-    counts: Counter[str] = Counter()
-    for group in model.groups:
-        counts[_selected_id(group.resolution) or "none"] += len(group.layers)
-    return dict(counts)
+def kernel_counts(resolutions: Iterable[Resolution]) -> dict[str, int]:
+    """How many layers each chosen kernel runs, given the resolution of every layer."""
+    return dict(Counter(_selected_id(resolution) or "none" for resolution in resolutions))
 
 
-def summary(model: ModelResolution) -> str:
-    """One line: which kernels run how many layers, and what is not native about it."""
-    counts: Counter[tuple[str, str, str]] = Counter()
-    for group in model.groups:
-        chosen = group.resolution.selected
-        name = ("none", "nothing can run") if chosen is None else (chosen.spec.id, fidelity_text(chosen))
-        counts[group.resolution.problem.scheme.name, *name] += len(group.layers)
-    parts = (
+def summary(resolutions: Iterable[Resolution]) -> str:
+    """One line: which kernels run how many layers of which scheme, and what each then computes."""
+    counts = Counter(
+        (resolution.problem.scheme.name, chosen.spec.id, fidelity_text(chosen))
+        for resolution in resolutions
+        if (chosen := resolution.selected) is not None
+    )
+    return "; ".join(
         f"{scheme}: {count} layer{'s' * (count != 1)} on {kernel} ({how})"
         for (scheme, kernel, how), count in counts.items()
     )
-    return "; ".join(parts)
 
 
 def resolution_tables(resolution: Resolution) -> list[Table]:

@@ -1,0 +1,49 @@
+"""`halfbyte run`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from halfbyte.cli.model import load, model_options
+from halfbyte.cli.options import common, demands
+from halfbyte.policies import Policy
+from halfbyte.reports import kernel_counts
+
+
+@click.command()
+@common
+@model_options
+@click.option("--prompt", required=True, metavar="TEXT", help="What the text begins with.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=128, show_default=True, metavar="N")
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--seed", type=int, help="Makes sampling repeatable.")
+@demands
+def run(
+    checkpoint: Path,
+    device: str | None,
+    dtype: str | None,
+    prompt: str,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int | None,
+    policy: Policy,
+    as_json: bool,
+) -> None:
+    """Generate text from CHECKPOINT: stdout has the prompt and its continuation, stderr says which kernels run."""
+    from halfbyte.generation import stream
+
+    model, tokenizer, resolutions = load(checkpoint, device, dtype, policy)
+    pieces = stream(model, tokenizer, prompt, max_new_tokens, temperature, seed)
+    if as_json:
+        text = "".join(pieces)
+        click.echo(json.dumps({"prompt": prompt, "text": text, "kernels": kernel_counts(resolutions)}, indent=2))
+        return
+    sys.stdout.write(prompt)
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")

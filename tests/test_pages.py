@@ -1,0 +1,24 @@
+"""The generated pages of docs/ are up to date: `make docs` writes them."""
+
+from pathlib import Path
+
+import pytest
+
+from halfbyte.pages import refusals_page, support_page
+from halfbyte.plugins import all_kernels, installed_plugins
+from halfbyte.refusals import Code
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [("refusals.md", refusals_page), ("support.md", lambda: support_page(all_kernels(installed_plugins())))],
+)
+def test_a_page_is_what_the_code_says(name: str, page):
+    assert (DOCS / name).read_text(encoding="utf-8") == page()
+
+
+def test_every_refusal_code_is_documented():
+    page = (DOCS / "refusals.md").read_text(encoding="utf-8")
+    assert all(f"`{code}`" in page for code in Code)
