@@ -1,0 +1,122 @@
+"""Where the layers of a checkpoint are stored: which tensor plays which role. Torch-free."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from halfbyte.checkpoints.headers import TensorInfo
+from halfbyte.errors import CheckpointError
+from halfbyte.problems import Problem
+from halfbyte.schemes import Scheme
+
+Role = Literal["weight", "gate", "up", "down"]
+
+#: Spellings of the projections of one expert; Mixtral's w1, w3 and w2 are gate, up and down.
+PROJECTIONS: Final[Mapping[str, Role]] = {
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+    "w1": "gate",
+    "w3": "up",
+    "w2": "down",
+}
+_EXPERT: Final = re.compile(r"(?P<layer>.+\.experts)\.(?P<expert>\d+)\.(?P<projection>.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A JSON file of the checkpoint, or a part of it, that can say what is wrong with it."""
+
+    file: Path
+    values: Mapping[str, Any]
+
+    def find(self, *keys: str) -> Any:
+        """The first value that is there and not null, at the top or in text_config; None if there is none."""
+        nested = self.values.get("text_config")
+        for values in (self.values, nested if isinstance(nested, Mapping) else {}):
+            for key in keys:
+                if values.get(key) is not None:
+                    return values[key]
+        return None
+
+    def objects(self, key: str) -> Mapping[str, Mapping[str, Any]]:
+        """The JSON object of JSON objects under `key`; empty if there is none."""
+        values = self.values.get(key) or {}
+        if not isinstance(values, Mapping) or not all(isinstance(value, Mapping) for value in values.values()):
+            raise self.error(f"{key} is {values!r}, expected an object of objects")
+        return values
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """The list of strings under `key`; empty if there is none."""
+        values = self.values.get(key) or ()
+        if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+            raise self.error(f"{key} is {values!r}, expected a list of names")
+        return tuple(values)
+
+    def error(self, what: str) -> CheckpointError:
+        """An error about this file, which names it."""
+        return CheckpointError(f"{self.file}: {what}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixSource:
+    """One FP4 matrix [n, k] in the checkpoint. Its layout is checked, its global scales are read."""
+
+    #: The module, or the fused parameter, as the checkpoint spells it.
+    name: str
+    #: The layer it belongs to, and as what. Experts are numbered.
+    layer: str
+    role: Role
+    expert: int | None
+    scheme: Scheme
+    n: int
+    k: int
+    #: U8 [n, k/2]; or U8 [E, rows, k/32, 16] with the rows of several matrices and experts, see `fused`.
+    packed: TensorInfo
+    #: [n, k/group_size] or [E, rows, k/group_size]: F8_E4M3, or E8M0 as U8 or F8_E8M0.
+    scales: TensorInfo
+    #: Multipliers, whatever the checkpoint stores. The second is None unless the scheme quantizes activations.
+    global_scale: float | None = None
+    input_global_scale: float | None = None
+    #: [n] or [E, rows], floating point.
+    bias: TensorInfo | None = None
+    #: (first row, step) where a tensor holds all experts; None where it is this matrix alone.
+    fused: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a dialect found: the matrices, the tensors that they use, and tensors of theirs that nothing needs."""
+
+    matrices: tuple[MatrixSource, ...]
+    used: frozenset[str]
+    ignored: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """One quantized layer: its name as the checkpoint spells it, its problem, and where its matrices are.
+
+    A linear layer has one source, "weight". Experts have "gate" (unless they are ungated), "up" and "down", each with
+    one source per expert in order.
+    """
+
+    name: str
+    problem: Problem
+    sources: Mapping[Role, tuple[MatrixSource, ...]]
+
+
+def place(module: str, packed: TensorInfo) -> tuple[str, Role, int | None]:
+    """(layer, role, expert) of a module by its path: "...experts.3.up_proj" is expert 3's up of "...experts"."""
+    match = _EXPERT.fullmatch(module)
+    if match is None:
+        return module, "weight", None
+    projection = match["projection"]
+    if projection not in PROJECTIONS:
+        raise packed.error(f"unknown projection {projection!r} of an expert; known: {', '.join(PROJECTIONS)}")
+    return match["layer"], PROJECTIONS[projection], int(match["expert"])
