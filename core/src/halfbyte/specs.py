@@ -143,6 +143,10 @@ class KernelSpec:
         fitting = (rule.priority for rule in self.priority if applies(rule, machine, scheme))
         return next(fitting, 0)
 
+    def bytes_for(self, problem: Problem) -> int:
+        """Bytes that the problem's weights take once they are padded and prepared for the kernel."""
+        return self.resident_bytes(problem.padded(self.n_multiple, self.k_multiple))
+
     def proof_for(self, machine: Machine) -> Proof:
         """How far the kernel was proved on this kind of machine."""
         return next((proof for pattern, proof in self.proofs if matches(pattern, machine)), Proof.NONE)
