@@ -23,7 +23,7 @@ from halfbyte.specs import KernelSpec
 
 #: PCI device ids of Intel GPUs by family, from the Linux kernel's include/drm/intel/pciids.h (ranges of it).
 _INTEL_IDS: Final = {
-    "pvc": (0x0B69, 0x0B6E, *range(0x0BD4, 0x0BDC)),
+    "pvc": (0x0B69, 0x0B6E, *range(0x0BD4, 0x0BDC), 0x0BE0, 0x0BE1, 0x0BE5),
     "bmg": (*range(0xE202, 0xE224),),
     "lnl": (0x6420, 0x64A0, 0x64B0),
     "ptl": (*range(0xB080, 0xB0B1), 0xFD80, 0xFD81),
