@@ -121,13 +121,17 @@ def candidates_table(resolution: Resolution) -> Table:
 
 
 def proofs_text(spec: KernelSpec) -> str:
-    """Everything that a kernel's declaration says of its proof; the devices it leaves out were not run."""
-    return "; ".join(f"{pattern}: {proof_text(proof)}" for pattern, proof in spec.proofs)
+    """Everything that a kernel's declaration says of its proof, device by device."""
+    texts = [f"{pattern}: {proof_text(proof)}" for pattern, proof in spec.proofs]
+    everywhere = any(pattern == "any" for pattern, _ in spec.proofs)
+    return "; ".join(texts if everywhere else [*texts, f"else: {proof_text(Proof.NONE)}"])
 
 
 def proof_text(proof: Proof) -> str:
     """A proof level in words; says so where a kernel never ran on the hardware it is for."""
-    return "run on hardware" if proof is Proof.HARDWARE else f"not run on hardware ({proof})"
+    if proof is Proof.HARDWARE:
+        return "run on hardware"
+    return "not run on hardware" if proof is Proof.NONE else f"not run on hardware ({proof})"
 
 
 def fidelity_text(candidate: Candidate) -> str:
