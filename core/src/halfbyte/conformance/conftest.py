@@ -1,0 +1,25 @@
+"""Cases bound to the environment; the cases themselves come from the plugin's parametrization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from halfbyte.conformance.environment import Environment
+from halfbyte.conformance.subject import Subject
+
+
+def _bound(name: str) -> Callable[..., Subject]:
+    @pytest.fixture(name=name)
+    def bind(request: pytest.FixtureRequest, kernel_environment: Environment) -> Subject:
+        return Subject(request.param, kernel_environment)
+
+    return bind
+
+
+linear_case = _bound("linear_case")
+linear_setting = _bound("linear_setting")
+linear_scheme = _bound("linear_scheme")
+experts_case = _bound("experts_case")
+experts_scheme = _bound("experts_scheme")

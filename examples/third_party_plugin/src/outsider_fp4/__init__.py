@@ -1,0 +1,1 @@
+"""An FP4 linear kernel for CPUs, offered to halfbyte as a plugin."""
