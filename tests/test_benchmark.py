@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from halfbyte import timing
-from halfbyte.benchmark import DENSE, bench
+from halfbyte.benchmark import DENSE, bench, timing
+from halfbyte.benchmark.timing import median_microseconds
 from halfbyte.errors import UsageError
 from halfbyte.policies import Policy
 from halfbyte.problems import ExpertsProblem, LinearProblem
 from halfbyte.refusals import Code
 from halfbyte.resolve import State
 from halfbyte.schemes import MXFP4_W4A16, NVFP4_W4A4
-from halfbyte.timing import median_microseconds
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -62,7 +62,7 @@ def test_demands_are_ordered_argument_then_inner_context_then_outer_then_environ
     monkeypatch.setenv("HALFBYTE_DENY", "d")
     with policies.policy(require="outer"), policies.policy(require="inner"):
         stack = current_policies(Policy(require="argument"))
-    assert [str(p.require[0]) for p in stack[:3]] == ["argument", "inner", "outer"]
+    assert [str(*p.require) for p in stack[:3]] == ["argument", "inner", "outer"]
     assert [p.origin for p in stack] == ["argument", "context manager", "context manager", "environment"]
     assert len(current_policies()) == 1
 

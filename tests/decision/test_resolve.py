@@ -82,7 +82,7 @@ def test_priority_may_depend_on_device_and_scheme():
             Code.GLOBAL_SCALES,
         ),
         (kernel(check=lambda _problem, _machine: [Refusal(Code.LIMIT, "M is too small")]), PROBLEM, Code.LIMIT),
-        (kernel(check=lambda _problem, _machine: 1 / 0), PROBLEM, Code.PROBE_FAILED),  # type: ignore[arg-type,return-value]
+        (kernel(check=lambda _problem, _machine: 1 / 0), PROBLEM, Code.PROBE_FAILED),
     ],
 )
 def test_a_kernel_that_cannot_run_says_why(spec: KernelSpec, problem: LinearProblem | ExpertsProblem, code: Code):

@@ -14,8 +14,9 @@ from compressed_tensors.compressors.nvfp4.helpers import quantize_and_pack_fp4, 
 from compressed_tensors.quantization import QuantizationArgs, QuantizationStatus
 from compressed_tensors.quantization.lifecycle.forward import dequantize, forward_quantize
 from compressed_tensors.quantization.utils.helpers import compute_dynamic_scales_and_zp
-from halfbyte.formats import Format
 from torch import Tensor
+
+from halfbyte.formats import Format
 
 REPOSITORY = Path(__file__).parents[2]
 CHECKPOINTS = (

@@ -8,10 +8,11 @@ import pytest
 import torch
 from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8, unpack_fp4_from_uint8
 from compressed_tensors.quantization.utils.fp4_utils import cast_to_fp4
-from halfbyte.errors import UsageError
-from halfbyte.numerics import TIES, decode, decode_packed, encode, pack, unpack
 from hypothesis import given
 from hypothesis import strategies as st
+
+from halfbyte.errors import UsageError
+from halfbyte.numerics import TIES, decode, decode_packed, encode, pack, unpack
 
 GRID = [Fraction(n, 2) for n in (0, 1, 2, 3, 4, 6, 8, 12)]
 BYTES = torch.arange(256, dtype=torch.int32).to(torch.uint8)

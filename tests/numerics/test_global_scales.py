@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 from compressed_tensors.quantization.utils import generate_gparam
-from halfbyte.errors import UsageError
-from halfbyte.numerics import GlobalScale, global_scale_for, scale_table
 from hypothesis import given
 from hypothesis import strategies as st
+
+from halfbyte.errors import UsageError
+from halfbyte.numerics import GlobalScale, global_scale_for, scale_table
 
 E4M3 = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(torch.float8_e4m3fn).float()
 

@@ -4,6 +4,11 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from halfbyte.errors import UsageError
 from halfbyte.formats import MXFP4, NVFP4
 from halfbyte.numerics import (
@@ -16,10 +21,6 @@ from halfbyte.numerics import (
     quantize,
     scale_codes,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from safetensors.torch import load_file
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 FORMATS = pytest.mark.parametrize("fmt", [NVFP4, MXFP4], ids=str)
 FLOATS = st.floats(width=32, allow_nan=False, min_value=-(2.0**100), max_value=2.0**100)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from compressed_tensors.quantization.utils import calculate_qparams
 from compressed_tensors.quantization.utils.mxfp_utils import generate_mx_scales
+from hypothesis import given
+from hypothesis import strategies as st
+
 from halfbyte.errors import UsageError
 from halfbyte.formats import MXFP4, NVFP4
 from halfbyte.numerics import SCALE_RULES, GlobalScale, decode_e8m0, encode_e4m3, mxfp4_scale, nvfp4_scale, scale_codes
-from hypothesis import given
-from hypothesis import strategies as st
 
 BYTES = torch.arange(256, dtype=torch.int32).to(torch.uint8)
 POSITIVE = st.floats(min_value=0, width=32, allow_infinity=False, exclude_min=True)

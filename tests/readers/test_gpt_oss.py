@@ -12,7 +12,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from halfbyte.checkpoints import Checkpoint, plan
 from halfbyte.errors import CheckpointError
-from halfbyte.weights import Matrix
+from halfbyte.matrix import Matrix
 from support.checkpoints import read_checkpoint, write_checkpoint
 from support.tiny_models import write_gpt_oss
 

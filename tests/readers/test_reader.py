@@ -14,7 +14,8 @@ from torch import Tensor
 
 from halfbyte.checkpoints import Checkpoint, LayerPlan, plan
 from halfbyte.errors import CheckpointError, UsageError
-from halfbyte.weights import ExpertsWeights, Matrix
+from halfbyte.matrix import Matrix
+from halfbyte.weights import ExpertsWeights
 from support.checkpoints import read_checkpoint, write_checkpoint
 from support.quantized import oracle_dequantize, quantization_config, quantized_linear
 from support.tiny_models import write_llama, write_mixtral_nvfp4, write_modelopt_llama, write_qwen3_moe

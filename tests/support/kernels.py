@@ -10,11 +10,11 @@ from torch import Tensor
 
 from halfbyte.kernels import Packed
 from halfbyte.machines import describe
+from halfbyte.matrix import Matrix
 from halfbyte.numerics import dequantize
 from halfbyte.problems import Problem
 from halfbyte.resolve import Resolution, decide
 from halfbyte.specs import KernelSpec
-from halfbyte.weights import Matrix
 from support.specs import kernel, plugged
 
 N_MULTIPLE, K_MULTIPLE = 48, 96

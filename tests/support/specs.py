@@ -6,7 +6,7 @@ from halfbyte.schemes import SCHEMES
 from halfbyte.specs import Fidelity, KernelSpec
 
 
-def kernel(id: str = "test.kernel", **fields: Any) -> KernelSpec:
+def kernel(kernel_id: str = "test.kernel", **fields: Any) -> KernelSpec:
     """A kernel that can run anything, anywhere, except where `fields` say otherwise."""
     op = fields.pop("op", "linear")
     everything = {
@@ -18,7 +18,7 @@ def kernel(id: str = "test.kernel", **fields: Any) -> KernelSpec:
         "fuses_bias": True,
         "priority": 100,
     }
-    return KernelSpec(id=id, op=op, **{**everything, **fields})
+    return KernelSpec(**{"id": kernel_id, "op": op, **everything, **fields})
 
 
 def plugged(*specs: KernelSpec) -> list[tuple[str, KernelSpec]]:

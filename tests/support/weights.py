@@ -11,8 +11,9 @@ from compressed_tensors.quantization import QuantizationStatus
 from compressed_tensors.quantization.lifecycle.forward import forward_quantize
 from torch import Tensor
 
+from halfbyte.matrix import SCALE_DTYPES, Matrix
 from halfbyte.schemes import Scheme
-from halfbyte.weights import SCALE_DTYPES, ExpertsWeights, LinearWeights, Matrix
+from halfbyte.weights import ExpertsWeights, LinearWeights
 from support.quantized import oracle_dequantize, quantized_linear, scheme_of
 
 

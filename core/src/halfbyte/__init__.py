@@ -15,9 +15,10 @@ from halfbyte.schemes import Scheme
 from halfbyte.specs import KernelSpec
 
 if TYPE_CHECKING:
+    from halfbyte.matrix import Matrix
     from halfbyte.models import load_model
     from halfbyte.modules import FP4Experts, FP4Linear
-    from halfbyte.weights import ExpertsWeights, LinearWeights, Matrix
+    from halfbyte.weights import ExpertsWeights, LinearWeights
 
 __all__ = [
     "ExpertsProblem",
@@ -44,7 +45,7 @@ _NEED_TORCH = {
     "FP4Experts": "halfbyte.modules",
     "FP4Linear": "halfbyte.modules",
     "LinearWeights": "halfbyte.weights",
-    "Matrix": "halfbyte.weights",
+    "Matrix": "halfbyte.matrix",
     "load_model": "halfbyte.models",
 }
 

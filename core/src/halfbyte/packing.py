@@ -12,11 +12,12 @@ from halfbyte import ops
 from halfbyte.errors import UsageError
 from halfbyte.kernels import ExpertsKernel, LinearKernel, Packed, load_kernel
 from halfbyte.machines import Machine
+from halfbyte.matrix import Matrix
 from halfbyte.policies import Policy
 from halfbyte.problems import ExpertsProblem, LinearProblem, Problem
 from halfbyte.resolve import Resolution, resolve
 from halfbyte.specs import KernelSpec
-from halfbyte.weights import ExpertsWeights, LinearWeights, Matrix
+from halfbyte.weights import ExpertsWeights, LinearWeights
 
 
 @dataclass(frozen=True, slots=True, eq=False)

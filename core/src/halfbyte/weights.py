@@ -1,119 +1,17 @@
-"""Canonical weights: a layer's tensors as the checkpoint means them, with one convention for all formats.
-
-Packed values are uint8 [N, K/2], the low nibble is the even column. Scales are linear (not swizzled): NVFP4
-float8_e4m3fn [N, K/16], MXFP4 E8M0 as uint8 [N, K/32]. Global scales are multipliers in float64: the reciprocal of a
-stored float32 divisor loses nothing there, so that dequantization stays exact for both conventions.
-"""
+"""Canonical weights: the matrices of one layer and the scheme that the checkpoint asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from halfbyte.errors import CheckpointError, UsageError
-from halfbyte.formats import Format
+from halfbyte.matrix import Matrix, rescaled, same_scale
 from halfbyte.problems import ExpertsProblem, LinearProblem
 from halfbyte.schemes import Scheme
-
-SCALE_DTYPES = {"e4m3": torch.float8_e4m3fn, "e8m0": torch.uint8}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Matrix:
-    """One FP4 matrix [N, K], or a stack of them [E, N, K], as a checkpoint stores it.
-
-    Raises CheckpointError naming the tensor for a wrong shape or dtype, NaN block scales, and global scales that are
-    zero, negative, not finite or were never loaded.
-    """
-
-    #: What the checkpoint calls it; error messages use it.
-    name: str
-    format: Format
-    #: uint8 [..., N, K/2]
-    packed: Tensor
-    #: float8_e4m3fn or uint8 (E8M0) [..., N, K/group_size]
-    scales: Tensor
-    #: float64 multipliers on the CPU: [parts] of a matrix, [E] of a stack; None for MXFP4.
-    global_scale: Tensor | None = None
-    #: The same for the activations; None where activations have no calibrated scale.
-    input_global_scale: Tensor | None = None
-    #: [..., N], floating point
-    bias: Tensor | None = None
-    #: Rows of each part with a global scale of its own, top to bottom; () means one part.
-    part_rows: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        _check_layout(self)
-        _check_block_scales(self)
-        _check_global_scales(self)
-
-    @property
-    def n(self) -> int:
-        """Output features, N."""
-        return self.packed.shape[-2]
-
-    @property
-    def k(self) -> int:
-        """Input features, K."""
-        return self.packed.shape[-1] * 2
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Every tensor that there is."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                yield value
-
-    def to(self, device: torch.device | str) -> Matrix:
-        """The same matrix with packed values, scales and bias on `device`; global scales stay on the CPU."""
-        bias = None if self.bias is None else self.bias.to(device)
-        return replace(self, packed=self.packed.to(device), scales=self.scales.to(device), bias=bias)
-
-    def padded(self, n: int, k: int) -> Matrix:
-        """The same matrix with zero rows and columns appended up to [n, k]; the codes are zero, so the result is."""
-        if (n, k) == (self.n, self.k):
-            return self
-        group = self.format.group_size
-        bias = None if self.bias is None else _zero_padded(self.bias, (n,))
-        rows = self.part_rows and (*self.part_rows[:-1], self.part_rows[-1] + n - self.n)
-        return replace(
-            self,
-            packed=_zero_padded(self.packed, (n, k // 2)),
-            scales=_zero_padded(self.scales, (n, k // group)),
-            bias=bias,
-            part_rows=rows,
-        )
-
-    def parts(self) -> list[Matrix]:
-        """One matrix for each run of rows with the same global scales, top to bottom: views, nothing is copied."""
-        if not self.part_rows:
-            return [self]
-        result, start = [], 0
-        for first, stop in _equal_runs(self):
-            rows = slice(start, start + sum(self.part_rows[first:stop]))
-            result.append(
-                replace(
-                    self,
-                    packed=self.packed[rows],
-                    scales=self.scales[rows],
-                    global_scale=_one_of(self.global_scale, first),
-                    input_global_scale=_one_of(self.input_global_scale, first),
-                    bias=None if self.bias is None else self.bias[rows],
-                    part_rows=(),
-                )
-            )
-            start = rows.stop
-        return result
-
-    def row_global_scales(self) -> Tensor | None:
-        """The global scale of every row, float64 [N] on the CPU; None for MXFP4."""
-        if self.global_scale is None:
-            return None
-        return self.global_scale.repeat_interleave(torch.tensor(self.part_rows or (self.n,)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -194,7 +92,7 @@ class ExpertsWeights:
         if torch.equal(gate.global_scale, up.global_scale):
             return self
         for target in (torch.maximum(gate.global_scale, up.global_scale), gate.global_scale, up.global_scale):
-            folded = _rescaled(gate, target), _rescaled(up, target)
+            folded = rescaled(gate, target), rescaled(up, target)
             if folded[0] is not None and folded[1] is not None:
                 return replace(self, gate=folded[0], up=folded[1])
         return None
@@ -225,115 +123,9 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def same_scale(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two global scales are equal, or both absent."""
-    if a is None or b is None:
-        return a is b
-    return torch.equal(a, b)
-
-
-def _zero_padded(tensor: Tensor, sizes: tuple[int, ...]) -> Tensor:
-    # Byte-sized floats have no F.pad; all-zero bytes are zero (E4M3) or irrelevant beside zero codes (E8M0).
-    lead = tensor.shape[: tensor.ndim - len(sizes)]
-    padded = tensor.new_empty(*lead, *sizes)
-    (padded.view(torch.uint8) if padded.element_size() == 1 else padded).zero_()
-    corner = padded
-    for dim, size in enumerate(tensor.shape):
-        corner = corner.narrow(dim, 0, size)
-    corner.copy_(tensor)
-    return padded
-
-
-def _one_of(scales: Tensor | None, index: int) -> Tensor | None:
-    return None if scales is None else scales[index : index + 1]
-
-
-def _equal_runs(matrix: Matrix) -> list[tuple[int, int]]:
-    """[first, stop) of the runs of parts whose global scales are all equal."""
-
-    def key(part: int) -> tuple[float, ...]:
-        both = (matrix.global_scale, matrix.input_global_scale)
-        return tuple(scales[part].item() for scales in both if scales is not None)
-
-    runs = [(0, 1)]
-    for part in range(1, len(matrix.part_rows)):
-        if key(part) == key(runs[-1][0]):
-            runs[-1] = (runs[-1][0], part + 1)
-        else:
-            runs.append((part, part + 1))
-    return runs
-
-
-def _rescaled(matrix: Matrix, global_scale: Tensor) -> Matrix | None:
-    """The same numbers with another global scale, or None where a block scale would have to round."""
-    if matrix.global_scale is None:
-        return None
-    ratio = (matrix.global_scale / global_scale).to(matrix.scales.device)[:, None, None]
-    exact = matrix.scales.double() * ratio
-    scales = exact.to(torch.float32).to(torch.float8_e4m3fn)
-    if not torch.equal(scales.double(), exact):
-        return None
-    return replace(matrix, scales=scales, global_scale=global_scale)
-
-
 def _check_shape(matrix: Matrix, scheme: Scheme, shape: tuple[int, ...]) -> None:
     found = (*matrix.packed.shape[:-1], matrix.k)
     if found != shape or matrix.format != scheme.weights:
         raise CheckpointError(
             f"{matrix.name}: {matrix.format} weights {list(found)}, expected {scheme.weights} {list(shape)}"
         )
-
-
-def _check_layout(matrix: Matrix) -> None:
-    fmt, packed = matrix.format, matrix.packed
-    if packed.dtype != torch.uint8 or packed.ndim not in (2, 3):
-        raise CheckpointError(
-            f"{matrix.name}: packed values are {packed.dtype} {list(packed.shape)}, expected uint8 [N, K/2]"
-        )
-    if matrix.k % fmt.group_size:
-        raise CheckpointError(f"{matrix.name}: K={matrix.k} is not a multiple of {fmt}'s group of {fmt.group_size}")
-    lead = tuple(packed.shape[:-1])
-    for what, tensor, shape in (
-        ("scales", matrix.scales, (*lead, matrix.k // fmt.group_size)),
-        ("bias", matrix.bias, lead),
-    ):
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise CheckpointError(f"{matrix.name}: {what} have shape {list(tensor.shape)}, expected {list(shape)}")
-    if matrix.scales.dtype != SCALE_DTYPES[fmt.scale]:
-        raise CheckpointError(
-            f"{matrix.name}: {fmt} scales are {matrix.scales.dtype}, expected {SCALE_DTYPES[fmt.scale]}"
-        )
-    for tensor in matrix.tensors():
-        if tensor.is_meta:
-            raise CheckpointError(f"{matrix.name}: a tensor {list(tensor.shape)} was never loaded")
-    if matrix.part_rows and sum(matrix.part_rows) != matrix.n:
-        raise CheckpointError(f"{matrix.name}: parts of {matrix.part_rows} rows do not add up to N={matrix.n}")
-
-
-def _check_block_scales(matrix: Matrix) -> None:
-    raw = matrix.scales.view(torch.uint8)
-    is_nan = (raw & 0x7F) == 0x7F if matrix.format.scale == "e4m3" else raw == 0xFF
-    if bool(is_nan.any()):
-        where = is_nan.nonzero()[0].tolist()
-        raise CheckpointError(f"{matrix.name}: {int(is_nan.sum())} block scales are NaN, the first at {where}")
-
-
-def _check_global_scales(matrix: Matrix) -> None:
-    count = matrix.packed.shape[0] if matrix.packed.ndim == 3 else max(1, len(matrix.part_rows))
-    if matrix.format.has_global_scale != (matrix.global_scale is not None):
-        has = "needs a global scale and has none" if matrix.global_scale is None else "has a global scale, unlike its"
-        raise CheckpointError(f"{matrix.name}: {has} format {matrix.format}")
-    for what, scales in (("global scale", matrix.global_scale), ("input global scale", matrix.input_global_scale)):
-        if scales is None:
-            continue
-        if scales.dtype != torch.float64 or scales.device.type != "cpu" or tuple(scales.shape) != (count,):
-            raise CheckpointError(
-                f"{matrix.name}: {what} is {scales.dtype} {list(scales.shape)} on {scales.device}, "
-                f"expected float64 [{count}] on cpu"
-            )
-        bad = ~(scales.isfinite() & (scales > 0))
-        if bool(bad.any()):
-            raise CheckpointError(
-                f"{matrix.name}: {what} is {scales[bad][0].item()}; it must be positive and finite "
-                "(was it ever calibrated or loaded?)"
-            )

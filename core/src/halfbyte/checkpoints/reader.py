@@ -17,7 +17,8 @@ from halfbyte.checkpoints.headers import TensorInfo
 from halfbyte.checkpoints.plan import Plan
 from halfbyte.checkpoints.sources import LayerPlan, MatrixSource
 from halfbyte.errors import CheckpointError, UsageError, nearest
-from halfbyte.weights import SCALE_DTYPES, ExpertsWeights, LinearWeights, Matrix
+from halfbyte.matrix import SCALE_DTYPES, Matrix
+from halfbyte.weights import ExpertsWeights, LinearWeights
 
 _DTYPES: Final = {
     "F64": torch.float64,

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from halfbyte.formats import Format
+from halfbyte.matrix import Matrix
 from halfbyte.schemes import Scheme
-from halfbyte.weights import ExpertsWeights, LinearWeights, Matrix
+from halfbyte.weights import ExpertsWeights, LinearWeights
 
 WeightKind: TypeAlias = Literal["random", "zero-groups", "extreme-scales"]
 ActivationKind: TypeAlias = Literal["random", "outliers", "zeros"]

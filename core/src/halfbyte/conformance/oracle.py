@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from halfbyte.formats import E2M1_MAX, E2M1_VALUES, E4M3_MAX, Format
+from halfbyte.matrix import Matrix
 from halfbyte.specs import Fidelity, KernelSpec, Rounding
-from halfbyte.weights import ExpertsWeights, LinearWeights, Matrix
+from halfbyte.weights import ExpertsWeights, LinearWeights
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,6 +13,7 @@ from halfbyte.conformance.cases import EXPERTS, Case
 from halfbyte.conformance.environment import Environment
 from halfbyte.conformance.tolerances import errors, tolerance
 from halfbyte.kernels import load_kernel
+from halfbyte.matrix import Matrix
 from halfbyte.modules import FP4Experts, FP4Linear
 from halfbyte.policies import Policy
 from halfbyte.probe import probe
@@ -20,7 +21,7 @@ from halfbyte.problems import Problem
 from halfbyte.refusals import Code
 from halfbyte.resolve import Resolution, resolve
 from halfbyte.specs import Fidelity, KernelSpec
-from halfbyte.weights import ExpertsWeights, LinearWeights, Matrix
+from halfbyte.weights import ExpertsWeights, LinearWeights
 
 
 def ask(spec: KernelSpec, problem: Problem, environment: Environment) -> Resolution:

@@ -145,7 +145,7 @@ def _needs_cuda(subject: Subject) -> None:
 def _check_graph(module: FP4Linear | FP4Experts, call: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> None:
     """Capture one call, replay it with the numbers of another."""
     inputs = tuple(tensor.clone() for tensor in call)
-    warm_up = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    warm_up = torch.cuda.Stream()
     with torch.cuda.stream(warm_up):
         for _ in range(3):
             module(*inputs)

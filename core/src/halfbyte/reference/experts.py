@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from halfbyte.kernels import Packed
+from halfbyte.matrix import same_scale
 from halfbyte.problems import ExpertsProblem
 from halfbyte.reference.activations import activate
 from halfbyte.reference.packing import (
@@ -19,7 +20,7 @@ from halfbyte.reference.packing import (
     keep_input_scale,
     quantize_input,
 )
-from halfbyte.weights import ExpertsWeights, same_scale
+from halfbyte.weights import ExpertsWeights
 
 
 class Reference:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from halfbyte.errors import CheckpointError
 from halfbyte.kernels import Packed
+from halfbyte.matrix import Matrix
 from halfbyte.numerics import GlobalScale, dequantize, fake_quantize, scale_codes
 from halfbyte.schemes import Scheme
-from halfbyte.weights import Matrix
 
 
 class Store(Protocol):

@@ -36,7 +36,7 @@ def _spec(kernel_id: str, op: str) -> KernelSpec:
         global_scales="per-row" if op == "linear" else "per-projection",
         activation_rounding=Rounding(scale="even", ties="even"),
         priority=10 if packed else 20,
-        proof={"cpu": Proof.HARDWARE},
+        proof={"cpu": Proof.HARDWARE, "sm_90": Proof.HARDWARE},
         keeps="packed" if packed else "dequantized",
         resident_bytes=_packed_bytes if packed else dequantized_bytes,
     )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.formats import E2M1_VALUES
-from halfbyte.weights import Matrix
+from halfbyte.matrix import Matrix
 
 
 def pack(matrix: Matrix) -> dict[str, Tensor]:

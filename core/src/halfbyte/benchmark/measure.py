@@ -10,7 +10,8 @@ from typing import Final, TypeAlias
 import torch
 from torch import Tensor
 
-from halfbyte.baseline import Layer, dense_layer
+from halfbyte.benchmark.baseline import Layer, dense_layer
+from halfbyte.benchmark.timing import Call, copies_needed, median_microseconds
 from halfbyte.conformance import data, oracle
 from halfbyte.conformance.tolerances import Errors, errors, tolerance
 from halfbyte.errors import UsageError
@@ -20,7 +21,6 @@ from halfbyte.problems import ExpertsProblem, LinearProblem, Problem
 from halfbyte.refusals import Refusal
 from halfbyte.resolve import Candidate, Resolution, State, resolve
 from halfbyte.specs import Rounding
-from halfbyte.timing import Call, copies_needed, median_microseconds
 from halfbyte.weights import ExpertsWeights, LinearWeights
 
 #: The name of the baseline: torch.nn.functional.linear on weights dequantized to the problem's dtype.

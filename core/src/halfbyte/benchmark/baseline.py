@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from halfbyte.matrix import Matrix
 from halfbyte.problems import Problem
 from halfbyte.reference.activations import activate
 from halfbyte.reference.packing import KeepDequantized
-from halfbyte.weights import ExpertsWeights, LinearWeights, Matrix
+from halfbyte.weights import ExpertsWeights, LinearWeights
 
 Layer: TypeAlias = Callable[..., Tensor]
 
