@@ -24,7 +24,8 @@ import halfbyte
 from halfbyte.checkpoints.plan import plan
 from halfbyte.cli.output import print_tables
 from halfbyte.problems import packed_bytes
-from halfbyte.reports import Table, size_text
+from halfbyte.reports import Table
+from halfbyte.units import size_text
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-python-lm"
 WAYS = ("halfbyte, packed", "halfbyte, dequantized", "transformers, dense")

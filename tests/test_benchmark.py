@@ -8,11 +8,11 @@ import torch
 
 from halfbyte.benchmark import DENSE, bench, timing
 from halfbyte.benchmark.timing import median_microseconds
+from halfbyte.decisions import State
 from halfbyte.errors import UsageError
 from halfbyte.policies import Policy
 from halfbyte.problems import ExpertsProblem, LinearProblem
 from halfbyte.refusals import Code
-from halfbyte.resolve import State
 from halfbyte.schemes import MXFP4_W4A16, NVFP4_W4A4
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from halfbyte.decisions import decide
 from halfbyte.errors import CheckpointError, NoKernelError, UsageError
 from halfbyte.machines import describe
 from halfbyte.modules import FP4Experts, FP4Linear
 from halfbyte.policies import Policy
-from halfbyte.resolve import decide
 from halfbyte.schemes import MXFP4_W4A16, NVFP4_W4A4, NVFP4_W4A16, SCHEMES, Scheme
 from support.kernels import chosen, picky
 from support.weights import (
@@ -130,7 +130,7 @@ def test_sizes_kernel_and_scheme_are_shown() -> None:
     shown = ("in_features=64", "out_features=40", "kernel=reference", "scheme=nvfp4-w4a16", "float32")
     assert all(text in repr(module) for text in shown)
     assert module.problem.n == 40
-    assert module.resolution.require().spec.id == "reference"
+    assert module.resolution.chosen().spec.id == "reference"
     assert "experts=4, top_k=2, hidden=64, intermediate=32, activation=silu" in repr(experts()[0])
 
 

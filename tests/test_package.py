@@ -27,4 +27,4 @@ def test_a_problem_can_be_resolved_in_one_line_under_a_context_manager():
     problem = halfbyte.LinearProblem(scheme=halfbyte.Scheme.parse("nvfp4-w4a16"), n=64, k=64)
     with halfbyte.policy(require="reference"):
         resolution = halfbyte.resolve(problem, halfbyte.describe("sm_90"))
-    assert (resolution.require().spec.id, resolution.decided_by) == ("reference", "context manager require")
+    assert (resolution.chosen().spec.id, resolution.decided_by) == ("reference", "context manager require")

@@ -16,7 +16,7 @@ def test_json_has_every_section(halfbyte):
         "missing",
         "kernels",
         "environment",
-        "problems",
+        "faults",
     } == set(answer.data)
     assert answer.data["devices"][-1]["arch"] == "cpu"
     assert {"reference", "dequantized"} <= {kernel["kernel"] for kernel in answer.data["kernels"]}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from halfbyte.machines import ARCHES
+from halfbyte.plugins import installed_plugins
 from halfbyte.schemes import SCHEMES
 
 LINEAR = ("explain", "--op", "linear", "--scheme", "nvfp4-w4a16", "--shape", "4096x14336")
@@ -67,7 +68,7 @@ def test_a_checkpoint_as_json(halfbyte, example):
     answer = halfbyte("explain", example, "--json")
     assert answer.code == 0
     data = answer.data
-    assert set(data) == {"checkpoint", "machine", "groups", "unquantized", "bytes"}
+    assert set(data) == {"checkpoint", "machine", "groups", "unquantized", "bytes", "fits", "notes"}
     layers = [name for group in data["groups"] for name in group["layers"]]
     assert len(layers) == len(set(layers)) == 6 * 7
     assert "lm_head.weight" in data["unquantized"]
@@ -116,6 +117,9 @@ def test_a_model_that_is_too_large_dequantized_is_kept_packed(halfbyte, example,
         ((*LINEAR, "--require", "nvfp5=reference"), "nvfp"),
         (("explain", "no/such/folder"), "no/such/folder"),
         (("explain", ".", "--op", "linear"), "not both"),
+        (("explain", ".", "--shape", "1x1"), "--shape"),
+        (("explain", ".", "--installed"), "--machine"),
+        ((*EXPERTS, "--intermediate", "64", "--top-k", "9"), "more than"),
     ],
 )
 def test_wrong_usage_is_exit_code_2_and_one_message(halfbyte, arguments, message: str):
@@ -131,9 +135,30 @@ def test_an_unknown_environment_variable_is_an_error_with_the_nearest_match(half
     assert "HALFBYTE_REQUIRE" in answer.err
 
 
-def test_debug_lets_the_traceback_through(halfbyte):
-    with pytest.raises(ValueError, match="no/such/folder"):
-        halfbyte("explain", "no/such/folder", "--debug")
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("HALFBYTE_DISABLE_PLUGINS", "marlin", "cuda-marlin"), ("HALFBYTE_STRICT", "yes", "0 or 1")],
+)
+def test_a_value_that_names_nothing_is_an_error(halfbyte, name: str, value: str, message: str):
+    installed_plugins.cache_clear()
+    answer = halfbyte(*LINEAR, **{name: value})
+    installed_plugins.cache_clear()
+    assert answer.code == 2
+    assert message in answer.err
+
+
+def test_debug_adds_the_traceback_and_keeps_the_exit_code(halfbyte):
+    answer = halfbyte("explain", "no/such/folder", "--debug")
+    assert answer.code == 2
+    assert "Traceback" in answer.err
+
+
+def test_a_checkpoint_that_does_not_fit_is_exit_code_1(halfbyte, example, tmp_path):
+    file = tmp_path / "tiny.toml"
+    file.write_text('arch = "cpu"\nmemory = 3_000_000\n')
+    answer = halfbyte("explain", example, "--machine", file, "--json")
+    assert (answer.code, answer.data["fits"]) == (1, False)
+    assert "does not fit" in halfbyte("explain", example, "--machine", file).out
 
 
 @pytest.mark.parametrize("arguments", [["doctor", "--json"], [*LINEAR, "--json"], ["explain", "CHECKPOINT", "--json"]])

@@ -1,8 +1,11 @@
 """`halfbyte run` and `halfbyte perplexity` on the checkpoint of the demo."""
 
+import math
 import shutil
 
 import pytest
+
+from halfbyte.perplexity import Perplexity
 
 
 @pytest.fixture
@@ -82,6 +85,13 @@ def test_perplexity_as_json(halfbyte, example, heldout):
     assert set(answer.data) == {"loss", "perplexity", "windows", "tokens", "kernels"}
     assert (answer.data["windows"], answer.data["tokens"]) == (4, 4 * 127)
     assert 1.5 < answer.data["loss"] < 4
+
+
+def test_a_loss_that_is_no_number_is_null_in_json(halfbyte, example, heldout, monkeypatch):
+    broken = Perplexity(loss=math.nan, perplexity=math.inf, windows=1, tokens=1)
+    monkeypatch.setattr("halfbyte.perplexity.perplexity", lambda *_: broken)
+    data = halfbyte("perplexity", example, "--text", heldout, "--json").data
+    assert (data["loss"], data["perplexity"]) == (None, None)
 
 
 def test_a_text_that_is_not_there_is_exit_code_2(halfbyte, example, tmp_path):

@@ -34,7 +34,7 @@ def test_everything_wrong_is_listed(monkeypatch):
     monkeypatch.setattr(doctor, "torch_build", lambda: TorchBuild("2.13.0+cpu", "cpu"))
     diagnosis = examine({"HALFBYTE_REQIRE": "x", "HALFBYTE_DENY": "nothing.known", "HOME": "/root"})
     assert not diagnosis.healthy
-    text = "\n".join(diagnosis.problems)
+    text = "\n".join(diagnosis.faults)
     for expected in ("no libfoo", "bad-dist 1.2", "HALFBYTE_REQUIRE", "nothing.known", "built for cpu"):
         assert expected in text
     data = diagnosis_data(diagnosis)

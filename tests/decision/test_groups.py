@@ -26,7 +26,7 @@ def decided(memory: int | None, *policies: Policy, kernels: Any = KERNELS):
 
 
 def chosen(model: Any) -> set[str]:
-    return {group.resolution.require().spec.id for group in model.groups}
+    return {group.resolution.chosen().spec.id for group in model.groups}
 
 
 def test_layers_with_one_problem_share_one_resolution_and_every_layer_is_in_one_group():
@@ -49,13 +49,26 @@ def test_the_user_decides_the_form_of_the_weights_against_the_memory():
     assert chosen(decided(None, Policy(weights="packed"))) == {"packed"}
 
 
+def test_memory_is_named_where_it_decided_and_gives_way_to_a_kernel_that_is_named():
+    dense = decided(None).bytes
+    assert {group.resolution.decided_by for group in decided(dense + 2).groups} == {"memory"}
+    assert chosen(decided(dense + 2, Policy(require="dense"))) == {"dense"}
+    assert chosen(decided(dense + 2, Policy(prefer="dense", origin="environment"))) == {"dense"}
+    assert chosen(decided(dense + 2, Policy(weights="auto"))) == {"packed"}
+
+
+def test_unquantized_tensors_count_in_the_compute_dtype():
+    as_stored, wider = plan(EXAMPLE).unquantized_bytes, plan(EXAMPLE, "float32").unquantized_bytes
+    assert wider == 2 * as_stored
+
+
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_loaded():
     with pytest.raises(OutOfMemoryError, match="tiny-python-lm"):
-        decided(3_000_000).require()
-    decided(None).require()
+        decided(3_000_000).check()
+    decided(None).check()
 
 
 def test_layers_that_nothing_can_run_are_named():
     kernels = plugged(kernel("other", schemes={"mxfp4-w4a4": Fidelity.NATIVE}))
     with pytest.raises(NoKernelError, match=r"down_proj and 5 more layers.*\n.*\n.*scheme"):
-        decided(None, kernels=kernels).require()
+        decided(None, kernels=kernels).check()

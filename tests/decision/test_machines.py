@@ -45,7 +45,7 @@ def test_an_unknown_machine_names_the_nearest():
 
 def test_a_file_describes_a_machine(tmp_path):
     file = tmp_path / "b200.toml"
-    file.write_text('arch = "sm_100"\nmemory = 1000\n[packages]\nflashinfer-python = "0.7.2"\n')
+    file.write_text('arch = "sm_100"\nmemory = 1000\n[packages]\nFlashInfer_Python = "0.7.2"\n')
     expected = Machine(name="b200", arch="sm_100", memory=1000, packages=(("flashinfer-python", "0.7.2"),))
     assert describe(str(file)) == expected
 
@@ -58,11 +58,12 @@ def test_a_file_describes_a_machine(tmp_path):
         ('arch = "cpu"\nmemory = "16 GB"', "memory"),
         ("arch = ", "cannot read"),
         ('arch = "cpu"\n[packages]\ntorch = 2', "packages"),
+        ("name = '\xff'", "cannot read"),
     ],
 )
 def test_a_wrong_file_is_an_error_that_names_what_is_wrong(tmp_path, text: str, message: str):
     file = tmp_path / "machine.toml"
-    file.write_text(text)
+    file.write_text(text, encoding="latin-1")
     with pytest.raises(UsageError, match=message):
         describe(str(file))
     with pytest.raises(UsageError, match="cannot read"):

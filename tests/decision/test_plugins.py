@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from halfbyte.errors import PluginError
-from halfbyte.plugins import BUILT_IN, Plugin, discover, hookimpl
+from halfbyte.plugins import BUILT_IN, Plugin, discover, hookimpl, unknown_disabled
 from halfbyte.specs import API_VERSION
 from support.specs import kernel
 
@@ -63,6 +63,11 @@ def raising() -> None:
 
 
 @hookimpl
+def leaving() -> None:
+    raise SystemExit("no driver")
+
+
+@hookimpl
 def halfbyte_kernel_list() -> tuple[()]:
     return ()
 
@@ -77,6 +82,7 @@ def halfbyte_kernel_list() -> tuple[()]:
         (hooks(kernel("a"), kernel("a")), "twice"),
         (hooks(kernel("reference")), "'reference'.*taken by plugin 'halfbyte'"),
         ({**hooks(), "halfbyte_kernels": raising}, "libvendor"),
+        ({**hooks(), "halfbyte_kernels": leaving}, "no driver"),
         ({**hooks(), "halfbyte_kernel_list": halfbyte_kernel_list}, "unknown hook"),
     ],
 )
@@ -114,6 +120,13 @@ def test_a_disabled_plugin_is_not_even_imported():
     found = by_name(discover([gone], disabled=["gone"]))["gone"]
     assert found.disabled
     assert "HALFBYTE_DISABLE_PLUGINS" in found.error
+
+
+def test_disabling_a_plugin_that_there_is_not_names_the_nearest():
+    found = discover(())
+    (fault,) = unknown_disabled({"HALFBYTE_DISABLE_PLUGINS": "halfbite"}, found)
+    assert "'halfbyte'" in fault
+    assert unknown_disabled({"HALFBYTE_DISABLE_PLUGINS": " halfbyte ,"}, found) == []
 
 
 def test_strict_makes_a_failure_an_error():

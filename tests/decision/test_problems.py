@@ -27,7 +27,6 @@ def test_a_linear_problem_refuses_what_cannot_be(fields: dict[str, Any], message
     ("fields", "message"),
     [
         ({"activation": "silo"}, "did you mean 'silu'"),
-        ({"top_k": 9}, "more than experts"),
         ({"hidden": 24}, "hidden=24"),
         ({"intermediate": 8}, "intermediate=8"),
         ({"experts": 0}, "positive"),

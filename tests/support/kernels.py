@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from halfbyte.decisions import Resolution, decide
 from halfbyte.kernels import Packed
 from halfbyte.machines import describe
 from halfbyte.matrix import Matrix
 from halfbyte.numerics import dequantize
 from halfbyte.problems import Problem
-from halfbyte.resolve import Resolution, decide
 from halfbyte.specs import KernelSpec
 from support.specs import kernel, plugged
 

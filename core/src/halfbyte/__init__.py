@@ -6,11 +6,11 @@ Importing it imports no torch and looks for no plugin; what needs torch is loade
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from halfbyte.decisions import Resolution, resolve
 from halfbyte.errors import HalfbyteError
 from halfbyte.machines import Machine, describe
 from halfbyte.policies import Policy, policy
 from halfbyte.problems import ExpertsProblem, LinearProblem
-from halfbyte.resolve import Resolution, resolve
 from halfbyte.schemes import Scheme
 from halfbyte.specs import KernelSpec
 

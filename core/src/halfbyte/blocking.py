@@ -8,10 +8,10 @@ from typing import TypeAlias
 
 from halfbyte.eligibility import required_version
 from halfbyte.machines import Machine
-from halfbyte.policies import Policy, Rule
-from halfbyte.problems import Problem
+from halfbyte.policies import MEMORY, Policy, Rule
 from halfbyte.refusals import Code, Refusal
 from halfbyte.specs import Fidelity, KernelSpec, KnownBad, applies
+from halfbyte.units import size_text
 
 #: Why a kernel is blocked, and the policy that says so (None: nobody had to).
 Block: TypeAlias = tuple[Refusal, Policy | None]
@@ -58,12 +58,12 @@ class Demands:
         return next((p for p in self.policies if getattr(p, name) is not None), None)
 
 
-def blocks_of(spec: KernelSpec, fidelity: Fidelity, problem: Problem, demands: Demands) -> list[Block]:
-    """Everything that forbids a kernel that could run; empty if it may."""
+def blocks_of(spec: KernelSpec, fidelity: Fidelity, size: int, demands: Demands) -> list[Block]:
+    """Everything that forbids a kernel that could run and takes `size` bytes; empty if it may."""
     return [
         *_by_name(spec, demands),
         *_by_fidelity(fidelity, demands),
-        *_by_memory(spec, problem, demands),
+        *_by_memory(spec, size, demands),
     ]
 
 
@@ -95,14 +95,18 @@ def _by_fidelity(fidelity: Fidelity, demands: Demands) -> Iterator[Block]:
         yield Refusal(Code.ACTIVATIONS, detail, "allow it with HALFBYTE_ACTIVATIONS=allow-quantized"), activations
 
 
-def _by_memory(spec: KernelSpec, problem: Problem, demands: Demands) -> Iterator[Block]:
+def _by_memory(spec: KernelSpec, size: int, demands: Demands) -> Iterator[Block]:
     form = demands.setting("weights")
-    if form is not None and form.weights not in ("auto", spec.keeps):
+    named = demands.required(spec) or demands.preferred(spec)[1] is not None
+    if form is not None and form.weights not in ("auto", spec.keeps) and not (form.origin == MEMORY and named):
         detail = f"it keeps weights {spec.keeps}; {form.named('weights')} says {form.weights}"
         yield Refusal(Code.WEIGHTS, detail), form
-    needed, there = spec.bytes_for(problem), demands.machine.memory
-    if there is not None and needed > there:
-        yield Refusal(Code.MEMORY, f"its weights take {needed} bytes; {demands.machine} has {there}"), None
+    there = demands.machine.memory
+    if there is not None and size > there:
+        yield (
+            Refusal(Code.MEMORY, f"its weights take {size_text(size)}; {demands.machine} has {size_text(there)}"),
+            None,
+        )
 
 
 def _is_bad(bad: KnownBad, demands: Demands) -> bool:

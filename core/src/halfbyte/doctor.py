@@ -12,33 +12,34 @@ from typing import Any
 from halfbyte.errors import UsageError
 from halfbyte.extras import EXTRAS, Extra
 from halfbyte.machines import Machine, matches
-from halfbyte.plugins import Plugin, all_kernels, installed_plugins
+from halfbyte.plugins import Plugin, installed_plugins, kernels_of, unknown_disabled
 from halfbyte.policies import PREFIX, VARIABLES, check_known, from_environment, unknown_variables
 from halfbyte.probe import Device, TorchBuild, devices, torch_build
-from halfbyte.reports import Table, proofs_text, size_text
+from halfbyte.reports import Table, proofs_text
 from halfbyte.specs import KernelSpec
+from halfbyte.units import size_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Diagnosis:
-    """Everything found. `problems` has one line for each thing to mend; `missing` is (device name, our plugin)."""
+    """Everything found. `faults` has one line for each thing to mend; `missing` is (device name, our plugin)."""
 
     devices: tuple[Device, ...]
     torch: TorchBuild | None
     plugins: tuple[Plugin, ...]
     missing: tuple[tuple[str, Extra], ...]
     variables: dict[str, str]
-    problems: tuple[str, ...]
+    faults: tuple[str, ...]
 
     @property
     def healthy(self) -> bool:
         """Whether nothing has to be mended."""
-        return not self.problems
+        return not self.faults
 
     @property
     def kernels(self) -> list[tuple[str, KernelSpec]]:
         """(plugin name, kernel) of every plugin that loaded."""
-        return all_kernels(self.plugins)
+        return kernels_of(self.plugins)
 
 
 def examine(environ: Mapping[str, str] = os.environ) -> Diagnosis:
@@ -51,7 +52,7 @@ def examine(environ: Mapping[str, str] = os.environ) -> Diagnosis:
         plugins=plugins,
         missing=missing,
         variables={name: value for name, value in sorted(environ.items()) if name.startswith(PREFIX)},
-        problems=(*_plugin_problems(plugins), *_variable_problems(environ, plugins), *_torch_problems(found)),
+        faults=(*_plugin_faults(plugins), *_variable_faults(environ, plugins), *_torch_faults(found)),
     )
 
 
@@ -84,7 +85,7 @@ def diagnosis_data(diagnosis: Diagnosis) -> dict[str, Any]:
         ],
         "kernels": [_kernel_data(plugin, spec) for plugin, spec in diagnosis.kernels],
         "environment": diagnosis.variables,
-        "problems": list(diagnosis.problems),
+        "faults": list(diagnosis.faults),
     }
 
 
@@ -119,7 +120,7 @@ def diagnosis_tables(diagnosis: Diagnosis) -> list[Table]:
             [_kernel_row(plugin, spec) for plugin, spec in diagnosis.kernels],
         ),
         Table("environment variables", ("variable", "value"), list(diagnosis.variables.items())),
-        Table("to mend", ("",), [(line,) for line in diagnosis.problems]),
+        Table("to mend", ("",), [(line,) for line in diagnosis.faults]),
     ]
 
 
@@ -159,7 +160,7 @@ def _kernel_row(plugin: str, spec: KernelSpec) -> tuple[str, ...]:
     return spec.id, spec.op, plugin, " ".join(spec.devices), " ".join(spec.schemes), proofs_text(spec)
 
 
-def _plugin_problems(plugins: Sequence[Plugin]) -> list[str]:
+def _plugin_faults(plugins: Sequence[Plugin]) -> list[str]:
     return [
         f"plugin {plugin.name} ({plugin.distribution} {plugin.version}) failed: {plugin.error}"
         for plugin in plugins
@@ -167,23 +168,29 @@ def _plugin_problems(plugins: Sequence[Plugin]) -> list[str]:
     ]
 
 
-def _variable_problems(environ: Mapping[str, str], plugins: Sequence[Plugin]) -> list[str]:
-    problems = [f"unknown environment variable {name}{near}" for name, near in unknown_variables(environ).items()]
+def _variable_faults(environ: Mapping[str, str], plugins: Sequence[Plugin]) -> list[str]:
+    faults = [f"unknown environment variable {name}{near}" for name, near in unknown_variables(environ).items()]
     known = {name: value for name, value in environ.items() if name in VARIABLES}
     try:
-        check_known([from_environment(known)], (spec.id for _, spec in all_kernels(plugins)))
+        check_known([from_environment(known)], (spec.id for _, spec in kernels_of(plugins)))
     except UsageError as error:
-        problems.append(str(error))
-    return problems
+        faults.append(str(error))
+    return [*faults, *unknown_disabled(environ, plugins)]
 
 
-def _torch_problems(found: Sequence[Device]) -> list[str]:
+def _torch_faults(found: Sequence[Device]) -> list[str]:
     build = torch_build()
     if build is None:
         return ["torch is not installed: nothing can run (planning works); https://pytorch.org has the install line"]
+    undriven = [device for device in found if device.arch and device.name != "cpu" and _kind(device) != build.device]
+    if any(_kind(device) == build.device for device in found if device.name != "cpu"):
+        return []
     return [
         f"{device.name} ({device.product}) is there, but torch {build.version} is built for {build.backend}; "
         "https://pytorch.org has the install line of a build for it"
-        for device in found
-        if device.arch and device.name != "cpu" and device.name.partition(":")[0] != build.device
+        for device in undriven
     ]
+
+
+def _kind(device: Device) -> str:
+    return device.name.partition(":")[0]

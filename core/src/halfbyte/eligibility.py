@@ -17,10 +17,12 @@ def refusals_for(spec: KernelSpec, problem: Problem, machine: Machine) -> list[R
     if spec.check is None:
         return refusals
     try:
-        return [*refusals, *spec.check(problem, machine)]
+        own = list(spec.check(problem, machine))
     except Exception as error:  # somebody else's code: a kernel of which nothing is known is not chosen
-        detail = f"the check of {spec.id} raised {type(error).__name__}: {error}"
-        return [*refusals, Refusal(Code.PROBE_FAILED, detail, "report it to the plugin's authors")]
+        return [*refusals, Refusal(Code.CHECK_FAILED, f"its check raised {type(error).__name__}: {error}")]
+    if not all(isinstance(refusal, Refusal) for refusal in own):
+        return [*refusals, Refusal(Code.CHECK_FAILED, f"its check returned {own!r}, which are no refusals")]
+    return [*refusals, *own]
 
 
 def required_version(machine: Machine, requirement: str) -> tuple[bool, str | None]:
@@ -28,6 +30,8 @@ def required_version(machine: Machine, requirement: str) -> tuple[bool, str | No
     if machine.packages is None:
         return True, None
     parsed = Requirement(requirement)
+    if parsed.marker is not None and not parsed.marker.evaluate():
+        return True, None
     version = dict(machine.packages).get(canonicalize_name(parsed.name))
     return version is not None and parsed.specifier.contains(version, prereleases=True), version
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from halfbyte.decisions import Resolution, decide, machine_here
 from halfbyte.errors import NoKernelError, OutOfMemoryError
 from halfbyte.machines import Machine
-from halfbyte.policies import Policy
+from halfbyte.plugins import available_kernels
+from halfbyte.policies import MEMORY, Policy, current_policies
 from halfbyte.problems import Problem
-from halfbyte.resolve import Resolution, decide
 from halfbyte.specs import KernelSpec
+from halfbyte.units import size_text
 
 if TYPE_CHECKING:
     from halfbyte.checkpoints.plan import Plan
@@ -38,33 +40,43 @@ class LayerGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelResolution:
-    """The answer for a checkpoint."""
+    """The answer for a checkpoint, and what was asked, so that it can be asked again for one layer."""
 
     plan: Plan
     machine: Machine
+    kernels: Sequence[tuple[str, KernelSpec]] = field(repr=False)
+    policies: Sequence[Policy] = field(repr=False)
     groups: tuple[LayerGroup, ...]
 
     @property
     def bytes(self) -> int:
-        """Bytes of all weights in memory: those of every group and the unquantized tensors."""
+        """Bytes of all weights in memory: those of every group, and the unquantized tensors in the compute dtype."""
         return self.plan.unquantized_bytes + sum(group.bytes for group in self.groups)
+
+    @property
+    def fits(self) -> bool:
+        """Whether all weights fit the machine's memory, as far as that is known."""
+        return self.machine.memory is None or self.bytes <= WEIGHTS_SHARE * self.machine.memory
 
     def resolution_of(self, layer: str) -> Resolution:
         """The resolution of the layer of this name."""
         return next(group.resolution for group in self.groups if layer in group.layers)
 
-    def require(self) -> None:
+    def decide_again(self, problem: Problem) -> Resolution:
+        """The resolution of a problem of which the weights themselves told more than the plan could know."""
+        return decide(problem, self.machine, self.kernels, self.policies)
+
+    def check(self) -> None:
         """NoKernelError naming the layers, if some group has no kernel; OutOfMemoryError if the whole does not fit."""
         for group in self.groups:
-            if group.resolution.selected is None:
-                try:
-                    group.resolution.require()
-                except NoKernelError as error:
-                    raise NoKernelError(f"{_named(group.layers)}: {error}") from None
-        there = self.machine.memory
-        if there is not None and self.bytes > WEIGHTS_SHARE * there:
+            try:
+                group.resolution.chosen()
+            except NoKernelError as error:
+                raise NoKernelError(f"{_named(group.layers)}: {error}") from None
+        if not self.fits and self.machine.memory is not None:
+            there = size_text(self.machine.memory)
             raise OutOfMemoryError(
-                f"the weights of {self.plan.path} take {_gib(self.bytes)}; {self.machine} has {_gib(there)}, of which "
+                f"the weights of {self.plan.path} take {size_text(self.bytes)}; {self.machine} has {there}, of which "
                 f"{WEIGHTS_SHARE:.0%} may hold weights; use a device with more memory, or see `halfbyte explain` for "
                 "kernels that keep weights packed"
             )
@@ -72,12 +84,7 @@ class ModelResolution:
 
 def resolve_model(plan: Plan, machine: Machine | None = None, policy: Policy | None = None) -> ModelResolution:
     """Choose a kernel for every quantized layer of a planned checkpoint; the missing arguments as in `resolve`."""
-    from halfbyte.plugins import all_kernels, installed_plugins
-    from halfbyte.policies import current_policies
-    from halfbyte.probe import probe
-
-    kernels = all_kernels(installed_plugins())
-    return decide_model(plan, machine or probe(kernels=kernels), kernels, current_policies(policy))
+    return decide_model(plan, machine or machine_here(), available_kernels(), current_policies(policy))
 
 
 def decide_model(
@@ -86,13 +93,13 @@ def decide_model(
     """Choose for every layer. Pure.
 
     Whether weights may be dequantized at load is decided once for the whole model, from its bytes and the machine's
-    memory, unless a policy says so.
+    memory, unless a policy says so or names the kernel.
     """
     result = _decide_groups(plan, machine, kernels, policies)
     form = next((p.weights for p in policies if p.weights is not None), "auto")
     if form == "auto" and machine.memory is not None and result.bytes > DEQUANTIZED_SHARE * machine.memory:
-        keep_packed = Policy(weights="packed", origin=f"memory of {machine}")
-        result = _decide_groups(plan, machine, kernels, (keep_packed, *policies))
+        keep_packed = Policy(weights="packed", origin=MEMORY)
+        result = _decide_groups(plan, machine, kernels, [*(replace(p, weights=None) for p in policies), keep_packed])
     return result
 
 
@@ -106,12 +113,8 @@ def _decide_groups(
         LayerGroup(layers=tuple(names), resolution=decide(problem, machine, kernels, policies))
         for problem, names in layers.items()
     )
-    return ModelResolution(plan=plan, machine=machine, groups=groups)
+    return ModelResolution(plan=plan, machine=machine, kernels=kernels, policies=policies, groups=groups)
 
 
 def _named(layers: Sequence[str]) -> str:
     return layers[0] if len(layers) == 1 else f"{layers[0]} and {len(layers) - 1} more layers"
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from packaging.utils import canonicalize_name
+
 from halfbyte.errors import UsageError, nearest
 
 #: Intel GPU families, and what they are.
@@ -49,7 +51,8 @@ class Machine:
 
     def with_packages(self, packages: dict[str, str]) -> Machine:
         """The same device with these distributions installed and no others."""
-        return replace(self, packages=tuple(sorted(packages.items())))
+        names = {str(canonicalize_name(name)): version for name, version in packages.items()}
+        return replace(self, packages=tuple(sorted(names.items())))
 
     def to_dict(self) -> dict[str, Any]:
         """The machine as JSON-ready data."""
@@ -79,7 +82,7 @@ def describe(name: str) -> Machine:
 def _from_toml(path: Path) -> Machine:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UsageError(f"cannot read the machine file {path}: {error}") from error
     known = ("arch", "name", "memory", "packages")
     for key in data:
@@ -105,6 +108,9 @@ def check_pattern(pattern: str) -> None:
             f"unknown device pattern {pattern!r}; "
             "use any, cpu, cuda, xpu, xpu-FAMILY, sm_90, sm_80..sm_89 or sm_80.. (and up)"
         )
+    family = pattern.removeprefix("xpu-")
+    if family != pattern and family not in XPU_FAMILIES:
+        raise UsageError(f"unknown device pattern {pattern!r}: no such family{nearest(family, XPU_FAMILIES)}")
 
 
 def matches(pattern: str, machine: Machine) -> bool:

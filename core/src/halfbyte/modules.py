@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from halfbyte.decisions import Resolution
 from halfbyte.errors import UsageError
 from halfbyte.ops import device_of
 from halfbyte.packing import Choice, PackedBuffers, choose, linear_parts, pack_experts, pack_linear
 from halfbyte.policies import Policy
 from halfbyte.problems import ExpertsProblem, LinearProblem
-from halfbyte.resolve import Resolution
 from halfbyte.weights import ExpertsWeights, LinearWeights
 
 P = TypeVar("P", LinearProblem, ExpertsProblem)

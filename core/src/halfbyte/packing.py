@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from halfbyte import ops
+from halfbyte.decisions import Resolution, machine_here, resolve
 from halfbyte.errors import UsageError
 from halfbyte.kernels import ExpertsKernel, LinearKernel, Packed, load_kernel
-from halfbyte.machines import Machine
 from halfbyte.matrix import Matrix
 from halfbyte.policies import Policy
 from halfbyte.problems import ExpertsProblem, LinearProblem, Problem
-from halfbyte.resolve import Resolution, resolve
 from halfbyte.specs import KernelSpec
 from halfbyte.weights import ExpertsWeights, LinearWeights
 
@@ -46,12 +45,12 @@ def choose(
     NoKernelError if nothing can run; UsageError for a resolution of another problem or kind of device.
     """
     if resolution is None:
-        resolution = resolve(problem, _machine(device), policy)
+        resolution = resolve(problem, machine_here(str(device)), policy)
     elif _without_hint(resolution.problem) != _without_hint(problem):
         raise UsageError(f"the resolution given is for {resolution.problem}; the weights pose {problem}")
     if resolution.machine.device != device.type:
         raise UsageError(f"the resolution given is for {resolution.machine}; the weights go to {device}")
-    spec = resolution.require().spec
+    spec = resolution.chosen().spec
     return Choice(resolution, spec, load_kernel(spec))
 
 
@@ -130,13 +129,6 @@ class PackedBuffers(nn.Module):
             return result
         kernel = self.choice.kernel
         return ops.run_experts(kernel, x, self.packed, topk_ids, topk_weights, expert_map)  # type: ignore[arg-type]
-
-
-def _machine(device: torch.device) -> Machine:
-    from halfbyte.plugins import all_kernels, installed_plugins
-    from halfbyte.probe import probe
-
-    return probe(str(device), all_kernels(installed_plugins()))
 
 
 def _without_hint(problem: Problem) -> Problem:

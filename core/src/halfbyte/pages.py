@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from halfbyte.decisions import Resolution, State, decide
 from halfbyte.machines import ARCHES, describe
 from halfbyte.problems import ExpertsProblem, LinearProblem, Problem
 from halfbyte.refusals import Code
 from halfbyte.reports import proofs_text
-from halfbyte.resolve import Resolution, State, decide
 from halfbyte.schemes import SCHEMES, Scheme
 from halfbyte.specs import KernelSpec, Proof
 

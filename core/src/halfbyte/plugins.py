@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -13,11 +13,21 @@ from typing import Any, Final
 import pluggy
 
 from halfbyte import hookspecs
-from halfbyte.errors import PluginError
+from halfbyte.errors import PluginError, UsageError, nearest
 from halfbyte.hookspecs import GROUP, hookimpl
 from halfbyte.specs import API_VERSION, KernelSpec
 
-__all__ = ["BUILT_IN", "Plugin", "all_kernels", "discover", "hookimpl", "installed_plugins"]
+__all__ = [
+    "BUILT_IN",
+    "Plugin",
+    "available_kernels",
+    "disabled_names",
+    "discover",
+    "hookimpl",
+    "installed_plugins",
+    "kernels_of",
+    "unknown_disabled",
+]
 
 BUILT_IN: Final = "halfbyte"
 
@@ -50,14 +60,37 @@ class _Source:
 @cache
 def installed_plugins() -> tuple[Plugin, ...]:
     """Discover once for this process, as the environment says: HALFBYTE_DISABLE_PLUGINS and HALFBYTE_STRICT."""
-    disabled = {name.strip() for name in os.environ.get("HALFBYTE_DISABLE_PLUGINS", "").split(",") if name.strip()}
-    strict = os.environ.get("HALFBYTE_STRICT", "") not in ("", "0")
-    return discover(entry_points(group=GROUP), disabled=disabled, strict=strict)
+    strict = os.environ.get("HALFBYTE_STRICT", "0") or "0"
+    if strict not in ("0", "1"):
+        raise UsageError(f"environment HALFBYTE_STRICT is {strict!r}; write 0 or 1")
+    return discover(entry_points(group=GROUP), disabled=disabled_names(os.environ), strict=strict == "1")
 
 
-def all_kernels(plugins: Iterable[Plugin]) -> list[tuple[str, KernelSpec]]:
-    """(plugin name, kernel) of every plugin."""
+def available_kernels() -> list[tuple[str, KernelSpec]]:
+    """(plugin name, kernel) of every plugin installed; UsageError for a plugin disabled that there is not."""
+    plugins = installed_plugins()
+    for fault in unknown_disabled(os.environ, plugins):
+        raise UsageError(fault)
+    return kernels_of(plugins)
+
+
+def kernels_of(plugins: Iterable[Plugin]) -> list[tuple[str, KernelSpec]]:
+    """(plugin name, kernel) of every plugin given."""
     return [(plugin.name, spec) for plugin in plugins for spec in plugin.kernels]
+
+
+def disabled_names(environ: Mapping[str, str]) -> set[str]:
+    """The plugins that HALFBYTE_DISABLE_PLUGINS names."""
+    return {name.strip() for name in environ.get("HALFBYTE_DISABLE_PLUGINS", "").split(",") if name.strip()}
+
+
+def unknown_disabled(environ: Mapping[str, str], plugins: Iterable[Plugin]) -> list[str]:
+    """A line with the nearest match for every plugin disabled that there is not."""
+    known = {plugin.name for plugin in plugins}
+    return [
+        f"environment HALFBYTE_DISABLE_PLUGINS: no plugin {name!r}{nearest(name, known)}"
+        for name in sorted(disabled_names(environ) - known)
+    ]
 
 
 def discover(points: Iterable[EntryPoint], *, disabled: Iterable[str] = (), strict: bool = False) -> tuple[Plugin, ...]:
@@ -102,7 +135,7 @@ def _own_version() -> str:
 def _guarded(source: _Source, before: Sequence[Plugin]) -> Plugin:
     try:
         kernels = _kernels_of(source, before)
-    except Exception as error:  # somebody else's code: whatever it raises is a row
+    except (Exception, SystemExit) as error:  # somebody else's code: whatever it raises is a row
         return _row(source, error=f"{type(error).__name__}: {error}", details=traceback.format_exc())
     return _row(source, kernels=kernels)
 

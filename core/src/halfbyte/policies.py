@@ -33,8 +33,8 @@ VARIABLES: Final = {
     "HALFBYTE_STRICT": "1: a plugin that fails is an error instead of a row in `halfbyte doctor`",
 }
 
-#: Where demands of the user come from.
-USER_ORIGINS: Final = ("argument", "context manager", "environment")
+#: The origin of the one demand that no user made: weights stay packed where the model would not fit otherwise.
+MEMORY: Final = "memory"
 
 Activations: TypeAlias = Literal["exact", "allow-quantized"]
 Weights: TypeAlias = Literal["auto", "packed", "dequantized"]
@@ -72,7 +72,7 @@ class Policy:
     fidelity: Fidelity | str | None = None
     activations: Activations | None = None
     weights: Weights | None = None
-    #: Where the demands come from, as `decided_by` names it: "argument", "context manager" or "environment".
+    #: Where the demands come from, as `decided_by` names it: "argument", "context manager", "environment" or MEMORY.
     origin: str = "argument"
 
     def __post_init__(self) -> None:
@@ -89,6 +89,8 @@ class Policy:
 
     def named(self, demand: str) -> str:
         """How messages and `decided_by` name one demand: "argument require", "environment HALFBYTE_REQUIRE"."""
+        if self.origin == MEMORY:
+            return self.origin
         return f"{self.origin} {PREFIX + demand.upper() if self.origin == 'environment' else demand}"
 
 
@@ -135,6 +137,7 @@ def policy(
 
     `require`, `prefer`, `deny`: kernel ids with globs, comma-separated text or a list. `fidelity`: the worst one
     allowed. `activations`: "exact" or "allow-quantized". `weights`: "auto", "packed" or "dequantized".
+    As with every context variable, threads that are started inside the block do not see it.
     """
     demands = Policy(
         require=require,

@@ -67,7 +67,8 @@ class LinearProblem:
 class ExpertsProblem:
     """The experts of one mixture-of-experts layer: gate and up [I, H], activation, down [H, I], weighted sum.
 
-    The routing is given. `hidden` is H, `intermediate` is I.
+    The routing is given. `hidden` is H, `intermediate` is I, `experts` counts those of this rank: with an expert map
+    `top_k` may be more.
     """
 
     op: ClassVar[str] = "experts"
@@ -91,8 +92,6 @@ class ExpertsProblem:
         )
         if self.activation not in ACTIVATIONS:
             raise UsageError(f"unknown activation {self.activation!r}{nearest(self.activation, ACTIVATIONS)}")
-        if self.top_k > self.experts:
-            raise UsageError(f"top_k={self.top_k} is more than experts={self.experts}")
 
     @property
     def gated(self) -> bool:

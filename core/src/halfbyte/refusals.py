@@ -41,11 +41,11 @@ class Code(StrEnum):
         "A distribution that the kernel needs is installed in a version that it was not made for.",
         "Install a version in the range named.",
     )
-    PROBE_FAILED = (
-        "probe-failed",
+    CHECK_FAILED = (
+        "check-failed",
         "machine",
-        "The kernel's own check of machine and problem raised an error, so nothing is known of it.",
-        "Report the error named in the detail to the plugin's authors; HALFBYTE_STRICT=1 raises it.",
+        "What the kernel declares to be called (its check, its bytes) failed, so nothing is known of it.",
+        "Report the error named in the detail to the plugin's authors.",
     )
     # Not for this problem: the candidate is `ineligible`.
     SCHEME = (
@@ -150,7 +150,7 @@ class Code(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a kernel does not serve a problem: the code, what was found, and what to do (may be empty)."""
+    """Why a kernel does not serve a problem: the code, what was found, what to do (by default, the code's remedy)."""
 
     code: Code
     detail: str
@@ -159,10 +159,12 @@ class Refusal:
     def __post_init__(self) -> None:
         if not self.detail:
             raise UsageError(f"a refusal needs a detail that says what was found (code {self.code})")
+        if not self.hint:
+            object.__setattr__(self, "hint", self.code.remedy)
 
     def to_dict(self) -> dict[str, str]:
         """The refusal as JSON-ready data."""
         return {**asdict(self), "code": self.code.value}
 
     def __str__(self) -> str:
-        return f"{self.code}: {self.detail}{f' ({self.hint})' if self.hint else ''}"
+        return f"{self.code}: {self.detail}"

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from halfbyte.decisions import Candidate, Resolution
 from halfbyte.groups import LayerGroup, ModelResolution
-from halfbyte.resolve import Candidate, Resolution
 from halfbyte.specs import Fidelity, KernelSpec, Proof
+from halfbyte.units import size_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,8 @@ def model_data(model: ModelResolution) -> dict[str, Any]:
         "groups": [_group_data(group) for group in model.groups],
         "unquantized": [tensor.name for tensor in model.plan.unquantized],
         "bytes": model.bytes,
+        "fits": model.fits,
+        "notes": list(model.plan.notes),
     }
 
 
@@ -84,7 +87,8 @@ def model_tables(model: ModelResolution, *, every_layer: bool) -> list[Table]:
                 ("checkpoint", str(model.plan.path)),
                 ("machine", str(model.machine)),
                 ("unquantized", f"{len(model.plan.unquantized)} tensors, {size_text(model.plan.unquantized_bytes)}"),
-                ("in memory", size_text(model.bytes)),
+                ("in memory", _memory_text(model)),
+                *(("note", note) for note in model.plan.notes),
             ],
         )
     ]
@@ -99,6 +103,13 @@ def model_tables(model: ModelResolution, *, every_layer: bool) -> list[Table]:
         ]
         tables += [Table(f"group {number} of {len(model.groups)}", ("", ""), facts), candidates_table(group.resolution)]
     return tables
+
+
+def _memory_text(model: ModelResolution) -> str:
+    taken, there = size_text(model.bytes), model.machine.memory
+    if there is None:
+        return taken
+    return f"{taken} of {size_text(there)}{'' if model.fits else ': does not fit'}"
 
 
 def candidates_table(resolution: Resolution) -> Table:
@@ -139,16 +150,6 @@ def fidelity_text(candidate: Candidate) -> str:
     if candidate.fidelity is Fidelity.WEIGHT_ONLY:
         return "weight-only: activations are not quantized"
     return str(candidate.fidelity)
-
-
-def size_text(size: int) -> str:
-    """A number of bytes, readable."""
-    value, units = float(size), ("B", "KiB", "MiB", "GiB", "TiB")
-    for unit in units:
-        if value < 1024 or unit == units[-1]:
-            break
-        value /= 1024
-    return f"{size} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def _candidate_data(candidate: Candidate) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -133,8 +133,8 @@ class KernelSpec:
             object.__setattr__(self, "proof", MappingProxyType(dict(self.proof)))
         if not self.global_scales and self.op in _GLOBAL_SCALES:
             object.__setattr__(self, "global_scales", _GLOBAL_SCALES[self.op][0])
-        for problem in _declaration_errors(self):
-            raise UsageError(f"kernel {self.id!r} ({self.op}): {problem}")
+        for fault in _declaration_faults(self):
+            raise UsageError(f"kernel {self.id!r} ({self.op}): {fault}")
 
     def priority_for(self, machine: Machine, scheme: str) -> int:
         """The kernel's priority on this machine for this scheme."""
@@ -164,36 +164,50 @@ def applies(rule: PriorityRule | KnownBad, machine: Machine, scheme: str) -> boo
     )
 
 
-def _declaration_errors(spec: KernelSpec) -> list[str]:
-    errors = []
+def _declaration_faults(spec: KernelSpec) -> Iterator[str]:
     if not _ID.fullmatch(spec.id):
-        errors.append("id must be lower-case words joined by dots, such as 'vendor.kernel'")
+        yield "id must be lower-case words joined by dots, such as 'vendor.kernel'"
     if spec.op not in OPS:
-        errors.append(f"unknown op {spec.op!r}{nearest(spec.op, OPS)}")
+        yield f"unknown op {spec.op!r}{nearest(spec.op, OPS)}"
     if not _TARGET.fullmatch(spec.target):
-        errors.append(f"target {spec.target!r} is not 'package.module:Class'")
-    if not spec.schemes:
-        errors.append("declares no scheme")
-    if not spec.devices:
-        errors.append("declares no device")
-    if spec.n_multiple < 1 or spec.k_multiple < 1:
-        errors.append(f"n_multiple={spec.n_multiple}, k_multiple={spec.k_multiple} must be at least 1")
-    if spec.global_scales not in _GLOBAL_SCALES.get(spec.op, (spec.global_scales,)):
-        errors.append(f"global_scales is {spec.global_scales!r}; {spec.op} kernels say {_GLOBAL_SCALES[spec.op]}")
+        yield f"target {spec.target!r} is not 'package.module:Class'"
+    for name in ("schemes", "devices", "dtypes"):
+        if not getattr(spec, name):
+            yield f"{name} is empty"
     if spec.op == "experts" and not spec.activations:
-        errors.append("an experts kernel declares its activations")
+        yield "an experts kernel declares its activations"
+    if spec.n_multiple < 1 or spec.k_multiple < 1:
+        yield f"n_multiple={spec.n_multiple}, k_multiple={spec.k_multiple} must be at least 1"
+    yield from _value_faults(spec)
+    yield from _pattern_faults(spec)
+
+
+def _value_faults(spec: KernelSpec) -> Iterator[str]:
     for what, names, known in (
         ("scheme", spec.schemes, SCHEMES),
         ("dtype", spec.dtypes, DTYPES),
         ("activation", spec.activations, ACTIVATIONS),
+        ("global_scales", (spec.global_scales,), _GLOBAL_SCALES.get(spec.op, (spec.global_scales,))),
+        ("keeps", (spec.keeps,), ("packed", "dequantized")),
+        ("gated_order", (spec.gated_order,), (None, "gate-up", "up-gate", "interleaved")),
     ):
-        errors += [f"unknown {what} {name!r}{nearest(name, known)}" for name in names if name not in known]
-    errors += [f"fidelity {f!r} is not a Fidelity" for f in spec.schemes.values() if not isinstance(f, Fidelity)]
-    return errors + _pattern_errors(spec)
+        for name in names:
+            if name not in known:
+                yield f"unknown {what} {name!r}{nearest(str(name), map(str, known))}"
+    for what, values, kind in (
+        ("fidelity", spec.schemes.values(), Fidelity),
+        ("proof", (proof for _, proof in spec.proofs), Proof),
+        ("priority", spec.priority if isinstance(spec.priority, tuple) else (), PriorityRule),
+        ("priority", () if isinstance(spec.priority, tuple) else (spec.priority,), int),
+        ("known_bad", spec.known_bad, KnownBad),
+        ("activation_rounding", () if spec.activation_rounding is None else (spec.activation_rounding,), Rounding),
+    ):
+        for value in values:
+            if not isinstance(value, kind):
+                yield f"{what} {value!r} is not a {kind.__name__}"
 
 
-def _pattern_errors(spec: KernelSpec) -> list[str]:
-    errors = []
+def _pattern_faults(spec: KernelSpec) -> Iterator[str]:
     table = spec.priority if isinstance(spec.priority, tuple) else ()
     rules: tuple[PriorityRule | KnownBad, ...] = (*spec.known_bad, *table)
     proved = (pattern for pattern, _ in spec.proofs)
@@ -201,10 +215,9 @@ def _pattern_errors(spec: KernelSpec) -> list[str]:
         try:
             check_pattern(pattern)
         except UsageError as error:
-            errors.append(str(error))
+            yield str(error)
     for text in (*spec.requires, *(bad.requires for bad in spec.known_bad if bad.requires)):
         try:
             Requirement(text)
         except InvalidRequirement as error:
-            errors.append(f"requirement {text!r}: {error}")
-    return errors
+            yield f"requirement {text!r}: {error}"

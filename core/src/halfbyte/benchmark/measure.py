@@ -14,12 +14,12 @@ from halfbyte.benchmark.baseline import Layer, dense_layer
 from halfbyte.benchmark.timing import Call, copies_needed, median_microseconds
 from halfbyte.conformance import data, oracle
 from halfbyte.conformance.tolerances import Errors, errors, tolerance
+from halfbyte.decisions import Candidate, Resolution, State, machine_here, resolve
 from halfbyte.errors import UsageError
 from halfbyte.modules import FP4Experts, FP4Linear
 from halfbyte.policies import Policy
 from halfbyte.problems import ExpertsProblem, LinearProblem, Problem
 from halfbyte.refusals import Refusal
-from halfbyte.resolve import Candidate, Resolution, State, resolve
 from halfbyte.specs import Rounding
 from halfbyte.weights import ExpertsWeights, LinearWeights
 
@@ -68,12 +68,9 @@ def bench(
     graph replays over copies of the weights that exceed the L2 cache, elsewhere of repeated calls.
     UsageError for numbers of rows below 1 and for a device that is not there.
     """
-    from halfbyte.plugins import all_kernels, installed_plugins
-    from halfbyte.probe import probe
-
     if not ms or min(ms) < 1:
         raise UsageError(f"numbers of rows {list(ms)}; give some that are at least 1")
-    machine = probe(device, all_kernels(installed_plugins()))
+    machine = machine_here(device)
     where = torch.empty(0, device=device or machine.device).device
     tell = progress or (lambda _: None)
     question = _Question.of(problem, where)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ _QUANTIZED: Final = re.compile(
     r"(weight|input|output)_(packed|shape|scale|scale_2|scale_inv|global_scale|zero_point|g_idx)"
     r"|pre_quant_scale|qweight|qzeros|scales"
 )
+_FLOATS: Final = ("F64", "F32", "F16", "BF16")
 _QUANTIZED_DTYPES: Final = ("U8", "F8_", "F6_", "F4")
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -54,8 +56,10 @@ class Plan:
 
     @property
     def unquantized_bytes(self) -> int:
-        """Bytes of the unquantized tensors as they are stored."""
-        return sum(info.nbytes for info in self.unquantized)
+        """Bytes of the unquantized tensors once they are loaded: floating-point ones take the compute dtype."""
+        return sum(
+            prod(info.shape) * DTYPES[self.dtype] if info.dtype in _FLOATS else info.nbytes for info in self.unquantized
+        )
 
 
 def plan(path: Path | str, dtype: str | None = None) -> Plan:

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from halfbyte.checkpoints.plan import plan
 from halfbyte.cli.options import NO, common, demands
 from halfbyte.cli.output import print_json, print_tables
 from halfbyte.cli.problem import problem_asked, problem_options
+from halfbyte.decisions import machine_here, resolve
 from halfbyte.errors import UsageError
 from halfbyte.groups import resolve_model
 from halfbyte.machines import Machine, describe
-from halfbyte.plugins import all_kernels, installed_plugins
+from halfbyte.plugins import available_kernels
 from halfbyte.policies import Policy
-from halfbyte.probe import installed_packages, probe
+from halfbyte.probe import installed_packages
 from halfbyte.reports import model_data, model_tables, resolution_data, resolution_tables
-from halfbyte.resolve import resolve
 
 
 @click.command()
@@ -46,13 +47,14 @@ def explain(
     """
     machine = _machine(machine_name, installed=installed)
     if checkpoint is not None:
-        if asked["op"]:
-            raise UsageError("give a checkpoint or --op, not both")
+        _only_dtype(asked)
         model = resolve_model(plan(checkpoint, asked["dtype"]), machine, policy)
         show_all = every_layer or not sys.stdout.isatty()
         print_json(model_data(model)) if as_json else print_tables(model_tables(model, every_layer=show_all))
-        answered = all(group.resolution.selected for group in model.groups)
+        answered = model.fits and all(group.resolution.selected for group in model.groups)
     else:
+        if asked["op"] is None:
+            raise UsageError("give a checkpoint folder, or one problem with --op")
         resolution = resolve(problem_asked(**asked), machine, policy)
         print_json(resolution_data(resolution)) if as_json else print_tables(resolution_tables(resolution))
         answered = resolution.selected is not None
@@ -60,9 +62,18 @@ def explain(
         sys.exit(NO)
 
 
+def _only_dtype(asked: dict[str, Any]) -> None:
+    """UsageError for an option that describes one problem."""
+    context = click.get_current_context()
+    for name in asked:
+        if name != "dtype" and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise UsageError(f"give a checkpoint or --op, not both: --{name.replace('_', '-')} is about one problem")
+
+
 def _machine(name: str | None, *, installed: bool) -> Machine:
-    kernels = all_kernels(installed_plugins())
     if name is None:
-        return probe(kernels=kernels)
+        if installed:
+            raise UsageError("--installed is about a machine described with --machine")
+        return machine_here()
     machine = describe(name)
-    return machine.with_packages(installed_packages(kernels)) if installed else machine
+    return machine.with_packages(installed_packages(available_kernels())) if installed else machine

@@ -15,7 +15,7 @@ from halfbyte.problems import DTYPES
 from halfbyte.reports import summary
 
 if TYPE_CHECKING:
-    from halfbyte.resolve import Resolution
+    from halfbyte.decisions import Resolution
 
 F = TypeVar("F", bound=Callable[..., Any])
 

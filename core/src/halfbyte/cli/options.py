@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, get_args
 
@@ -26,11 +27,11 @@ def common(function: F) -> F:
 
     @functools.wraps(function)
     def guarded(*args: Any, debug: bool, **kwargs: Any) -> Any:
-        if debug:
-            return function(*args, **kwargs)
         try:
             return function(*args, **kwargs)
         except HalfbyteError as error:
+            if debug:
+                traceback.print_exc()
             click.echo(f"halfbyte: {error}", err=True)
             bad_input = isinstance(error, (ValueError, MissingExtraError))
             sys.exit(BAD_INPUT if bad_input else NO)
@@ -39,6 +40,8 @@ def common(function: F) -> F:
         except BrokenPipeError:
             sys.exit(NO)
         except Exception as error:  # the last resort: no traceback unless it is asked for
+            if debug:
+                traceback.print_exc()
             click.echo(f"halfbyte: unexpected {type(error).__name__}: {error}; --debug has the traceback", err=True)
             sys.exit(NO)
 
@@ -72,7 +75,12 @@ def demands(function: F) -> F:
         click.option("--prefer", default="", metavar="KERNELS", help="Try these first, in this order."),
         click.option("--deny", default="", metavar="KERNELS", help="These must not run."),
         click.option("--fidelity", type=click.Choice(list(Fidelity)), help="The worst fidelity allowed."),
-        click.option("--activations", type=click.Choice(get_args(Activations)), help="May they be quantized?"),
+        click.option(
+            "--activation-policy",
+            "activations",
+            type=click.Choice(get_args(Activations)),
+            help="Whether a weight-only checkpoint may quantize activations.",
+        ),
         click.option("--weights", type=click.Choice(get_args(Weights)), help="The form that weights are kept in."),
     )
     decorated: Any = with_policy

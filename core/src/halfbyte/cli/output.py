@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -21,20 +23,19 @@ _UNWRAPPED: Final = 100_000
 
 def print_json(data: Any) -> None:
     """Print JSON-ready data."""
-    click.echo(json.dumps(data, indent=2))
+    click.echo(json.dumps(_finite(data), indent=2, allow_nan=False))
 
 
 def print_tables(tables: Iterable[Table]) -> None:
     """Print tables to stdout, leaving out those without rows."""
-    terminal = Console()
     for table in tables:
         if not table.rows:
             continue
         rendered = _render(table)
-        if terminal.is_terminal:
-            terminal.print(rendered)
+        if sys.stdout.isatty():
+            Console().print(rendered)
             continue
-        plain = Console(width=_UNWRAPPED, color_system=None)
+        plain = Console(width=_UNWRAPPED, color_system=None, force_terminal=False)
         with plain.capture() as capture:
             plain.print(rendered)
         click.echo("\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n")))
@@ -54,6 +55,15 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _finite(data: Any) -> Any:
+    """The same data with null for what JSON has no number for: NaN, infinity."""
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _render(table: Table) -> RichTable:

@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def problem_options(function: F) -> F:
     """Add the options whose values `problem_asked` takes."""
     options = (
-        click.option("--op", type=click.Choice(OPS), help="Explain one problem instead of a checkpoint."),
+        click.option("--op", type=click.Choice(OPS), help="The problem: one linear layer, or the experts of one."),
         click.option("--scheme", type=click.Choice(list(SCHEMES)), help="The problem's scheme."),
         click.option("--shape", metavar="NxK", help="Linear: output x input features."),
         click.option("--dtype", type=click.Choice(list(DTYPES)), help="The compute dtype."),
@@ -58,12 +58,14 @@ def problem_asked(
     )
     missing = [name for name, value in needed.items() if value is None]
     if op is None:
-        raise UsageError("give a checkpoint folder, or one problem with --op")
+        raise UsageError(f"say which problem: --op {' or --op '.join(OPS)}")
     if missing:
         raise UsageError(f"--op {op} needs {', '.join(missing)}")
     common_fields: Any = {"scheme": Scheme.parse(str(scheme)), "dtype": dtype or "bfloat16", "bias": bias}
     if op == "experts":
         sizes: Any = {"experts": experts, "top_k": top_k, "hidden": hidden, "intermediate": intermediate}
+        if int(sizes["top_k"]) > int(sizes["experts"]):
+            raise UsageError(f"--top-k {top_k} is more than --experts {experts}")
         return ExpertsProblem(**common_fields, **sizes, activation=activation)
     match = re.fullmatch(r"(\d+)x(\d+)", str(shape))
     if match is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import click
 
 from halfbyte.cli.model import load, model_options
 from halfbyte.cli.options import common, demands
+from halfbyte.cli.output import print_json
 from halfbyte.policies import Policy
 from halfbyte.reports import kernel_counts
 
@@ -39,8 +39,7 @@ def run(
     model, tokenizer, resolutions = load(checkpoint, device, dtype, policy)
     pieces = stream(model, tokenizer, prompt, max_new_tokens, temperature, seed)
     if as_json:
-        text = "".join(pieces)
-        click.echo(json.dumps({"prompt": prompt, "text": text, "kernels": kernel_counts(resolutions)}, indent=2))
+        print_json({"prompt": prompt, "text": "".join(pieces), "kernels": kernel_counts(resolutions)})
         return
     sys.stdout.write(prompt)
     for piece in pieces:

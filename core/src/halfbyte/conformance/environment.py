@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from halfbyte.decisions import machine_here
 from halfbyte.machines import Machine
-from halfbyte.plugins import all_kernels, installed_plugins
-from halfbyte.probe import probe
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,5 +20,5 @@ class Environment:
 
 def probed(name: str | None = None) -> Environment:
     """The device of this name, or the one that `halfbyte.resolve` would take. UsageError if it is not there."""
-    machine = probe(name, all_kernels(installed_plugins()))
+    machine = machine_here(name)
     return Environment(machine, torch.empty(0, device=name or machine.device).device)

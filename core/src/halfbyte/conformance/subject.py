@@ -12,6 +12,7 @@ from halfbyte.conformance import data, oracle
 from halfbyte.conformance.cases import EXPERTS, Case
 from halfbyte.conformance.environment import Environment
 from halfbyte.conformance.tolerances import errors, tolerance
+from halfbyte.decisions import Resolution, resolve
 from halfbyte.kernels import load_kernel
 from halfbyte.matrix import Matrix
 from halfbyte.modules import FP4Experts, FP4Linear
@@ -19,7 +20,6 @@ from halfbyte.policies import Policy
 from halfbyte.probe import probe
 from halfbyte.problems import Problem
 from halfbyte.refusals import Code
-from halfbyte.resolve import Resolution, resolve
 from halfbyte.specs import Fidelity, KernelSpec
 from halfbyte.weights import ExpertsWeights, LinearWeights
 
@@ -162,7 +162,7 @@ class Subject:
             elsewhere = any(refusal.code.phase == "machine" for refusal in own.refusals)
             if elsewhere or {refusal.code for refusal in own.refusals} == {Code.LIMIT}:
                 pytest.skip("; ".join(map(str, own.refusals)))
-        resolution.require()
+        resolution.chosen()
         if resolution.machine.device != self.environment.device.type:
             # A described machine, whose library's double computes on the device that is there.
             resolution = replace(resolution, machine=probe(str(self.environment.device)))

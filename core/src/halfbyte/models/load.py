@@ -14,6 +14,7 @@ from torch import nn
 from halfbyte.checkpoints.plan import Plan, plan
 from halfbyte.checkpoints.reader import Checkpoint
 from halfbyte.checkpoints.sources import LayerPlan
+from halfbyte.decisions import machine_here
 from halfbyte.errors import CheckpointError
 from halfbyte.groups import ModelResolution, resolve_model
 from halfbyte.models.names import Names, Source
@@ -62,7 +63,7 @@ def load_model(
     require_transformers()
     the_plan = plan(Path(path), dtype if dtype is None or isinstance(dtype, str) else dtype_name(dtype))
     resolution = _resolve(the_plan, device, policy, weights)
-    resolution.require()
+    resolution.check()
     where = torch.device(resolution.machine.device if device is None else device)
     model = _skeleton(the_plan)
     names = Names(model, the_plan.path)
@@ -90,13 +91,7 @@ def _resolve(
 ) -> ModelResolution:
     if weights is not None:
         policy = replace(policy or Policy(), weights=weights)
-    if device is None:
-        return resolve_model(the_plan, policy=policy)
-    from halfbyte.plugins import all_kernels, installed_plugins
-    from halfbyte.probe import probe
-
-    machine = probe(str(device), all_kernels(installed_plugins()))
-    return resolve_model(the_plan, machine, policy)
+    return resolve_model(the_plan, machine_here(None if device is None else str(device)), policy)
 
 
 def _skeleton(the_plan: Plan) -> PreTrainedModel:
@@ -146,8 +141,12 @@ def _fp4_module(
     dtype: torch.dtype = getattr(torch, problem.dtype)
     if not isinstance(problem, ExpertsProblem):
         return FP4Linear(checkpoint.linear(layer), dtype=dtype, device=device, resolution=chosen)
+    weights = checkpoint.experts(layer)
+    if problem.shared_global_scale is None:  # the plan could not know; the block scales tell
+        exact = weights.problem(dtype, top_k=problem.top_k, activation=problem.activation)
+        chosen = resolution.decide_again(exact) if exact.shared_global_scale is False else chosen
     return FP4Experts(
-        checkpoint.experts(layer),
+        weights,
         top_k=problem.top_k,
         activation=problem.activation,
         dtype=dtype,

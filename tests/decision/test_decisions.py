@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from halfbyte.decisions import Resolution, State, decide
 from halfbyte.errors import NoKernelError, UsageError
 from halfbyte.machines import ARCHES, describe
 from halfbyte.policies import Policy
 from halfbyte.problems import ExpertsProblem, LinearProblem
 from halfbyte.refusals import Code, Refusal
-from halfbyte.resolve import Resolution, State, decide
 from halfbyte.schemes import MXFP4_W4A4, NVFP4_W4A4, NVFP4_W4A16, SCHEMES
 from halfbyte.specs import Fidelity, KernelSpec, KnownBad, PriorityRule, Proof
 from support.specs import kernel, plugged
@@ -82,7 +82,9 @@ def test_priority_may_depend_on_device_and_scheme():
             Code.GLOBAL_SCALES,
         ),
         (kernel(check=lambda _problem, _machine: [Refusal(Code.LIMIT, "M is too small")]), PROBLEM, Code.LIMIT),
-        (kernel(check=lambda _problem, _machine: 1 / 0), PROBLEM, Code.PROBE_FAILED),
+        (kernel(check=lambda _problem, _machine: 1 / 0), PROBLEM, Code.CHECK_FAILED),
+        (kernel(check=lambda _problem, _machine: ["no"]), PROBLEM, Code.CHECK_FAILED),
+        (kernel(resident_bytes=lambda _problem: 1 / 0), PROBLEM, Code.CHECK_FAILED),
     ],
 )
 def test_a_kernel_that_cannot_run_says_why(spec: KernelSpec, problem: LinearProblem | ExpertsProblem, code: Code):
@@ -106,7 +108,7 @@ def test_what_is_not_known_refuses_nothing():
 
 def test_padding_makes_any_size_fit_and_costs_its_bytes():
     answer = decide(PROBLEM, CPU, plugged(kernel(n_multiple=128, k_multiple=128)))
-    assert answer.require().bytes == 128 * 64 + 128 * 8 + 4
+    assert answer.chosen().bytes == 128 * 64 + 128 * 8 + 4
 
 
 def test_libraries_count_as_installed_only_on_a_described_machine():
@@ -127,7 +129,7 @@ def test_require_wins_over_priority_and_names_itself():
 def test_require_of_a_kernel_that_cannot_run_is_an_error_with_every_refusal():
     answer = decide(PROBLEM, CPU, plugged(kernel("a"), kernel("b", devices=("sm_90",))), [Policy(require="b")])
     with pytest.raises(NoKernelError) as error:
-        answer.require()
+        answer.chosen()
     text = str(error.value)
     assert str(PROBLEM) in text
     assert "device" in text
@@ -158,6 +160,16 @@ def test_a_higher_require_lifts_a_lower_deny_but_not_the_other_way_round():
     require, deny = Policy(require="a"), Policy(deny="a", origin="environment")
     assert selected(decide(PROBLEM, CPU, kernels, [require, deny])) == "a"
     assert selected(decide(PROBLEM, CPU, kernels, [deny, require])) is None
+
+
+def test_a_requirement_for_another_platform_is_none():
+    spec = kernel(requires=("vendor-lib; sys_platform == 'no-such-platform'",))
+    assert selected(decide(PROBLEM, HOPPER.with_packages({}), plugged(spec)))
+
+
+def test_every_refusal_says_what_to_do():
+    answer = decide(PROBLEM, CPU, plugged(kernel(devices=("sm_90",), dtypes=("float16",))), [Policy(deny="*")])
+    assert all(refusal.hint for candidate in answer.candidates for refusal in candidate.refusals)
 
 
 def test_the_highest_require_replaces_lower_ones():
@@ -234,7 +246,7 @@ def test_an_unknown_kernel_in_a_policy_is_an_error_with_the_nearest_match():
 
 def test_proof_is_told_for_the_machine_that_is_asked_about():
     kernels = plugged(kernel(proof={"sm_90": Proof.HARDWARE, "cuda": Proof.VENDOR_CODE}))
-    proofs = [decide(PROBLEM, describe(a), kernels).require().proof for a in ("sm_90", "sm_120", "cpu")]
+    proofs = [decide(PROBLEM, describe(a), kernels).chosen().proof for a in ("sm_90", "sm_120", "cpu")]
     assert proofs == [Proof.HARDWARE, Proof.VENDOR_CODE, Proof.NONE]
 
 

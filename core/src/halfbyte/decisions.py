@@ -14,7 +14,9 @@ from halfbyte.blocking import Block, Demands, blocks_of
 from halfbyte.eligibility import refusals_for
 from halfbyte.errors import NoKernelError
 from halfbyte.machines import Machine
-from halfbyte.policies import USER_ORIGINS, Policy, check_known
+from halfbyte.plugins import available_kernels
+from halfbyte.policies import Policy, check_known, current_policies
+from halfbyte.probe import probe
 from halfbyte.problems import Problem
 from halfbyte.refusals import Code, Refusal
 from halfbyte.specs import Fidelity, KernelSpec, Proof
@@ -57,7 +59,7 @@ class Resolution:
     #: In the order of their rank: selected, outranked, blocked, ineligible.
     candidates: tuple[Candidate, ...]
 
-    def require(self) -> Candidate:
+    def chosen(self) -> Candidate:
         """Return the chosen candidate; NoKernelError with every refusal and what to do next if there is none."""
         if self.selected is None:
             raise NoKernelError(_failure(self))
@@ -69,12 +71,12 @@ def resolve(problem: Problem, machine: Machine | None = None, policy: Policy | N
 
     UsageError for an environment variable, kernel id or scheme that does not exist, with the nearest match.
     """
-    from halfbyte.plugins import all_kernels, installed_plugins
-    from halfbyte.policies import current_policies
-    from halfbyte.probe import probe
+    return decide(problem, machine or machine_here(), available_kernels(), current_policies(policy))
 
-    kernels = all_kernels(installed_plugins())
-    return decide(problem, machine or probe(kernels=kernels), kernels, current_policies(policy))
+
+def machine_here(device: str | None = None) -> Machine:
+    """The machine around a device of this one, by default the best, with the libraries that kernels ask for."""
+    return probe(device, available_kernels())
 
 
 def decide(
@@ -86,7 +88,7 @@ def decide(
     judged = [_judge(plugin, spec, problem, demands) for plugin, spec in kernels if spec.op == problem.op]
     judged.sort(key=lambda one: one.rank)
     winner = next((one for one in judged if one.can_run), None)
-    candidates = {id(one): one.candidate(problem, machine, chosen=one is winner) for one in judged}
+    candidates = {id(one): one.candidate(machine, chosen=one is winner) for one in judged}
     return Resolution(
         problem=problem,
         machine=machine,
@@ -105,6 +107,7 @@ class _Judged:
     fidelity: Fidelity | None
     priority: int
     place: int
+    bytes: int
     refusals: list[Refusal]
     #: What forbids it though it could run.
     blocks: list[Block]
@@ -117,7 +120,7 @@ class _Judged:
     def rank(self) -> tuple[int, int, str]:
         return self.place, -self.priority, self.spec.id
 
-    def candidate(self, problem: Problem, machine: Machine, *, chosen: bool) -> Candidate:
+    def candidate(self, machine: Machine, *, chosen: bool) -> Candidate:
         if self.refusals:
             state = State.INELIGIBLE
         elif self.blocks:
@@ -131,7 +134,7 @@ class _Judged:
             fidelity=self.fidelity,
             proof=self.spec.proof_for(machine),
             priority=self.priority,
-            bytes=self.spec.bytes_for(problem),
+            bytes=self.bytes,
             refusals=tuple(self.refusals or [refusal for refusal, _ in self.blocks]),
         )
 
@@ -139,14 +142,20 @@ class _Judged:
 def _judge(plugin: str, spec: KernelSpec, problem: Problem, demands: Demands) -> _Judged:
     refusals = refusals_for(spec, problem, demands.machine)
     fidelity = spec.schemes.get(demands.scheme)
+    try:
+        size = spec.bytes_for(problem)
+    except Exception as error:  # somebody else's code
+        size = 0
+        refusals.append(Refusal(Code.CHECK_FAILED, f"its bytes raised {type(error).__name__}: {error}"))
     return _Judged(
         spec=spec,
         plugin=plugin,
         fidelity=fidelity,
         priority=spec.priority_for(demands.machine, demands.scheme),
         place=demands.preferred(spec)[0],
+        bytes=size,
         refusals=refusals,
-        blocks=[] if refusals or fidelity is None else blocks_of(spec, fidelity, problem, demands),
+        blocks=[] if refusals or fidelity is None else blocks_of(spec, fidelity, size, demands),
     )
 
 
@@ -161,7 +170,7 @@ def _decided_by(winner: _Judged | None, judged: Sequence[_Judged], demands: Dema
         if one is winner:
             break
         for refusal, policy in one.blocks:
-            if policy is not None and policy.origin in USER_ORIGINS:
+            if policy is not None:
                 return policy.named(refusal.code if refusal.code is not Code.DENIED else "deny")
     return "priority"
 
@@ -176,6 +185,7 @@ def _failure(resolution: Resolution) -> str:
             for candidate in resolution.candidates
         ),
     ]
-    hints = {refusal.hint for candidate in resolution.candidates for refusal in candidate.refusals if refusal.hint}
-    lines.append(f"to go on: {'; or '.join(sorted(hints)) or 'run `halfbyte doctor` to see what is installed'}")
+    hints = {refusal.hint for candidate in resolution.candidates for refusal in candidate.refusals}
+    lines += ["to go on:", *(f"  {hint}" for hint in sorted(hints))]
+    lines += [] if hints else ["  run `halfbyte doctor` to see what is installed"]
     return "\n".join(lines)
