@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from halfbyte.checkpoints.plan import plan
 from halfbyte.cli.output import note, progress_bar
 from halfbyte.policies import Policy
 from halfbyte.problems import DTYPES
@@ -42,6 +43,8 @@ def load(checkpoint: Path, device: str | None, dtype: str | None, policy: Policy
             model = load_model(checkpoint, device=device, dtype=dtype, policy=policy, progress=progress)
     layers = (module for module in model.modules() if isinstance(module, (FP4Linear, FP4Experts)))
     resolutions = [layer.resolution for layer in layers]
+    for text in plan(checkpoint).notes:
+        note(f"halfbyte: {text}")
     note(f"halfbyte: {summary(resolutions)}, on {resolutions[0].machine}")
     return model, tokenizer, resolutions
 
