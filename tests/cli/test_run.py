@@ -2,10 +2,10 @@
 
 import math
 import shutil
+from pathlib import Path
 
 import pytest
-
-from halfbyte.perplexity import Perplexity
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -49,6 +49,9 @@ def test_a_required_kernel_that_cannot_run_is_exit_code_1(halfbyte, example, pro
         (("--device", "cuda"), "no device 'cuda'"),
         (("--max-new-tokens", "0"), "--max-new-tokens"),
         (("--prompt", ""), "prompt"),
+        (("--prompt", "\udcff"), "Unicode"),
+        (("--temperature", "nan"), "temperature"),
+        (("--seed", "99999999999999999999"), "--seed"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(halfbyte, example, extra, message: str):
@@ -87,11 +90,49 @@ def test_perplexity_as_json(halfbyte, example, heldout):
     assert 1.5 < answer.data["loss"] < 4
 
 
-def test_a_loss_that_is_no_number_is_null_in_json(halfbyte, example, heldout, monkeypatch):
-    broken = Perplexity(loss=math.nan, perplexity=math.inf, windows=1, tokens=1)
-    monkeypatch.setattr("halfbyte.perplexity.perplexity", lambda *_: broken)
-    data = halfbyte("perplexity", example, "--text", heldout, "--json").data
-    assert (data["loss"], data["perplexity"]) == (None, None)
+@pytest.fixture
+def nan_model(example, tmp_path) -> Path:
+    """The example with a norm that is NaN."""
+    broken = Path(shutil.copytree(example, tmp_path / "nan"))
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"].fill_(math.nan)
+    save_file(tensors, broken / "model.safetensors")
+    return broken
+
+
+def test_a_model_that_computes_nan_is_exit_code_1(halfbyte, nan_model, heldout):
+    for command in (
+        ("perplexity", nan_model, "--text", heldout, "--window", "64", "--max-windows", "1"),
+        ("run", nan_model, "--prompt", "x"),
+        ("run", nan_model, "--prompt", "x", "--temperature", "1"),
+    ):
+        answer = halfbyte(*command)
+        assert answer.code == 1
+        assert "NaN" in answer.err
+
+
+def test_more_tokens_than_the_model_was_made_for_are_an_error_or_said(halfbyte, example, heldout):
+    answer = halfbyte("perplexity", example, "--text", heldout, "--window", "2000")
+    assert answer.code == 2
+    assert "1024" in answer.err
+    broken_off = halfbyte("run", example, "--prompt", "x" * 2050, "--max-new-tokens", "1")
+    assert "1024" in broken_off.err
+
+
+def test_what_is_wrong_with_a_checkpoint_is_said_as_explain_says_it(halfbyte, tmp_path):
+    for folder in ("nvidia/Some-Model-FP4", tmp_path):
+        explained, run = halfbyte("explain", folder), halfbyte("run", folder, "--prompt", "x")
+        assert (explained.code, run.code) == (2, 2)
+        assert explained.err == run.err
+
+
+@pytest.mark.parametrize("tokenizer", ["{}", "[", '{"version": "1.0", "model": {"type": "none"}}'])
+def test_a_damaged_tokenizer_is_one_message(halfbyte, example, tmp_path, tokenizer: str):
+    broken = Path(shutil.copytree(example, tmp_path / "broken"))
+    (broken / "tokenizer.json").write_text(tokenizer)
+    answer = halfbyte("run", broken, "--prompt", "x")
+    assert answer.code == 2
+    assert "tokenizer" in answer.err
 
 
 def test_a_text_that_is_not_there_is_exit_code_2(halfbyte, example, tmp_path):

@@ -32,6 +32,12 @@ def test_patterns_include_exactly_what_they_say(pattern: str, included: tuple[st
     assert not any(matches(pattern, describe(name)) for name in excluded)
 
 
+def test_an_amd_card_is_cuda_to_torch_and_not_to_kernels():
+    card = Machine(name="MI300X", arch="rocm")
+    assert (card.device, card.capability) == ("cuda", None)
+    assert [pattern for pattern in ("any", "rocm", "cuda", "sm_80..") if matches(pattern, card)] == ["any", "rocm"]
+
+
 @pytest.mark.parametrize("pattern", ["sm90", "gpu", "sm_90..99", "", "xpu-"])
 def test_an_unknown_pattern_is_an_error(pattern: str):
     with pytest.raises(UsageError, match="device pattern"):

@@ -166,7 +166,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_read(
 ) -> None:
     path, _ = write_tiny("llama-nvfp4")
     small = Machine(name="small", arch="cpu", memory=40_000)
-    monkeypatch.setattr("halfbyte.probe.probe", lambda *_: small)
+    monkeypatch.setattr("halfbyte.decisions.probe", lambda *_: small)
     monkeypatch.setattr(Names, "__init__", lambda *_: pytest.fail("the model was built"))
     with pytest.raises(OutOfMemoryError, match="small"):
         load_model(path, device="cpu")

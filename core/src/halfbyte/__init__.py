@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from halfbyte.decisions import Resolution, resolve
-from halfbyte.errors import HalfbyteError
+from halfbyte.errors import NO_TORCH, HalfbyteError, MissingExtraError
 from halfbyte.machines import Machine, describe
 from halfbyte.policies import Policy, policy
 from halfbyte.problems import ExpertsProblem, LinearProblem
@@ -53,7 +53,12 @@ _NEED_TORCH = {
 def __getattr__(name: str) -> Any:
     if name not in _NEED_TORCH:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_NEED_TORCH[name]), name)
+    try:
+        return getattr(import_module(_NEED_TORCH[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtraError(NO_TORCH) from error
 
 
 def __dir__() -> list[str]:

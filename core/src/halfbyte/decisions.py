@@ -185,6 +185,8 @@ def _failure(resolution: Resolution) -> str:
             for candidate in resolution.candidates
         ),
     ]
+    if not resolution.candidates:
+        lines.append(f"  no plugin declares a kernel for {resolution.problem.op} (plugins may be missing or disabled)")
     hints = {refusal.hint for candidate in resolution.candidates for refusal in candidate.refusals}
     lines += ["to go on:", *(f"  {hint}" for hint in sorted(hints))]
     lines += [] if hints else ["  run `halfbyte doctor` to see what is installed"]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
-from halfbyte.errors import UsageError
+from halfbyte.errors import NO_TORCH, UsageError
 from halfbyte.extras import EXTRAS, Extra
 from halfbyte.machines import Machine, matches
 from halfbyte.plugins import Plugin, installed_plugins, kernels_of, unknown_disabled
@@ -99,7 +99,14 @@ def diagnosis_tables(diagnosis: Diagnosis) -> list[Table]:
         ("torch", "not installed" if torch is None else f"{torch.version}, built for {torch.backend}"),
     ]
     device_rows = [
-        (d.name, d.arch or "not known", d.product, "-" if d.memory is None else size_text(d.memory), d.driver or "-")
+        (
+            d.name,
+            d.arch or "not known",
+            d.product,
+            "-" if d.memory is None else size_text(d.memory),
+            d.driver or "-",
+            d.note or "-",
+        )
         for d in diagnosis.devices
     ]
     plugin_rows = [
@@ -112,7 +119,7 @@ def diagnosis_tables(diagnosis: Diagnosis) -> list[Table]:
     ]
     return [
         Table("", ("", ""), facts),
-        Table("devices", ("device", "arch", "product", "memory", "driver"), device_rows),
+        Table("devices", ("device", "arch", "product", "memory", "driver", "note"), device_rows),
         Table("plugins", ("plugin", "distribution", "status", "kernels", "note"), plugin_rows),
         Table(
             "kernels",
@@ -181,9 +188,9 @@ def _variable_faults(environ: Mapping[str, str], plugins: Sequence[Plugin]) -> l
 def _torch_faults(found: Sequence[Device]) -> list[str]:
     build = torch_build()
     if build is None:
-        return ["torch is not installed: nothing can run (planning works); https://pytorch.org has the install line"]
-    undriven = [device for device in found if device.arch and device.name != "cpu" and _kind(device) != build.device]
-    if any(_kind(device) == build.device for device in found if device.name != "cpu"):
+        return [f"nothing can run, only planning works: {NO_TORCH}"]
+    undriven = [device for device in found if device.arch and device.name != "cpu" and not build.drives(device)]
+    if any(build.drives(device) for device in found if device.name != "cpu"):
         return []
     return [
         f"{device.name} ({device.product}) is there, but torch {build.version} is built for {build.backend}; "
@@ -191,6 +198,3 @@ def _torch_faults(found: Sequence[Device]) -> list[str]:
         for device in undriven
     ]
 
-
-def _kind(device: Device) -> str:
-    return device.name.partition(":")[0]

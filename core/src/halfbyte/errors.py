@@ -5,6 +5,7 @@ HalfbyteError
 ├── CheckpointError     a checkpoint that cannot be read; names the file and the tensor (also a ValueError)
 ├── PluginError         a plugin that failed, raised only under HALFBYTE_STRICT=1
 ├── NoKernelError       no kernel can run the problem; the message lists every candidate and refusal
+├── BrokenModelError    the model computes NaN
 ├── OutOfMemoryError    the estimate does not fit the device
 └── MissingExtraError   an optional package is needed; the message has the install line (also an ImportError)
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Final
 
 
 class HalfbyteError(Exception):
@@ -39,8 +41,16 @@ class OutOfMemoryError(HalfbyteError):
     """The estimated bytes do not fit the device; raised before anything is loaded."""
 
 
+class BrokenModelError(HalfbyteError):
+    """The model computes NaN."""
+
+
 class MissingExtraError(HalfbyteError, ImportError):
     """An optional package is needed for this."""
+
+
+#: What to say where torch is needed and missing.
+NO_TORCH: Final = "this needs torch, which is not installed; https://pytorch.org has the install line for your device"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

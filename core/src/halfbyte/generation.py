@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from halfbyte.errors import UsageError
+from halfbyte.errors import BrokenModelError, UsageError
 
 #: Tokens before the new ones that are decoded with them: some tokenizers drop the space before the first token.
 _CONTEXT: Final = 6
@@ -28,12 +29,15 @@ def stream(
 
     Greedy at temperature 0; otherwise sampled from all tokens, reproducibly for one `seed`. Stops after
     `max_new_tokens` tokens or at an end token of the model's generation config, which is not shown.
-    UsageError for a prompt without tokens and for values outside their range.
+    UsageError for a prompt without tokens and for values outside their range; BrokenModelError, while iterating, if
+    the model's logits are NaN.
     """
     if max_new_tokens < 1:
         raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    if temperature < 0:
-        raise UsageError(f"temperature is {temperature}; it must not be negative")
+    if not 0 <= temperature < math.inf:
+        raise UsageError(f"temperature is {temperature}; it must be finite and not negative")
+    if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise UsageError("the prompt is not valid Unicode: it has bytes that could not be decoded")
     prompt_ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
     if not prompt_ids:
         raise UsageError("the prompt has no tokens; write at least one character")
@@ -74,8 +78,13 @@ def _end_tokens(model: Any) -> frozenset[int]:
 
 
 def _choose(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
+    best = logits.argmax()  # NaN counts as the largest number
+    if logits[best].isnan():
+        raise BrokenModelError(
+            "the model's logits are NaN; `halfbyte perplexity` on other kernels tells whose fault it is"
+        )
     if temperature == 0:
-        return int(logits.argmax())
+        return int(best)
     weights = torch.softmax(logits.float().cpu() / temperature, dim=-1)
     return int(torch.multinomial(weights, 1, generator=generator))
 

@@ -1,4 +1,4 @@
-"""Machines: the device and its libraries, frozen. Described here by name; probe.py finds the real one."""
+"""Machines: the device and its libraries, frozen. Described here by name; probe/ finds the real one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
 
 from halfbyte.errors import UsageError, nearest
 
@@ -24,7 +25,7 @@ XPU_FAMILIES: Final = {
 }
 CUDA_ARCHES: Final = tuple(f"sm_{c}" for c in (75, 80, 86, 89, 90, 100, 103, 110, 120, 121))
 ARCHES: Final = ("cpu", *CUDA_ARCHES, *(f"xpu-{family}" for family in XPU_FAMILIES))
-_PATTERN: Final = re.compile(r"any|cpu|cuda|xpu|xpu-[a-z]+|sm_\d+(\.\.(sm_\d+)?)?")
+_PATTERN: Final = re.compile(r"any|cpu|cuda|rocm|mps|xpu|xpu-[a-z]+|sm_\d+(\.\.(sm_\d+)?)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +42,13 @@ class Machine:
 
     @property
     def device(self) -> str:
-        """The torch device type: "cpu", "cuda" or "xpu"."""
-        return "cuda" if self.arch.startswith("sm_") else self.arch.partition("-")[0]
+        """The torch device type: "cpu", "cuda" (AMD's too), "xpu", or another one such as "mps"."""
+        return "cuda" if self.arch.startswith("sm_") or self.arch == "rocm" else self.arch.partition("-")[0]
 
     @property
     def capability(self) -> int | None:
         """The CUDA compute capability as one number, such as 90 or 103; None on other devices."""
-        return int(self.arch[3:]) if self.device == "cuda" else None
+        return int(self.arch[3:]) if self.arch.startswith("sm_") else None
 
     def with_packages(self, packages: dict[str, str]) -> Machine:
         """The same device with these distributions installed and no others."""
@@ -91,14 +92,21 @@ def _from_toml(path: Path) -> Machine:
     arch, memory, packages = data.get("arch"), data.get("memory"), data.get("packages")
     if arch not in ARCHES:
         raise UsageError(f"{path}: arch is {arch!r}{nearest(str(arch), ARCHES)}")
-    if memory is not None and (not isinstance(memory, int) or memory <= 0):
+    if not isinstance(data.get("name", ""), str):
+        raise UsageError(f"{path}: name is {data['name']!r}; it must be a text")
+    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int) or memory <= 0):
         raise UsageError(f"{path}: memory is {memory!r}; it must be a positive number of bytes")
-    if packages is not None and not (
-        isinstance(packages, dict) and all(isinstance(version, str) for version in packages.values())
-    ):
-        raise UsageError(f"{path}: packages must be a table of distribution names and version texts")
+    if packages is not None and not (isinstance(packages, dict) and all(map(_is_version, packages.values()))):
+        raise UsageError(f'{path}: packages must be a table of distribution names and versions, such as "2.13.0"')
     machine = Machine(name=str(data.get("name", path.stem)), arch=arch, memory=memory)
     return machine if packages is None else machine.with_packages(packages)
+
+
+def _is_version(text: object) -> bool:
+    try:
+        return isinstance(text, str) and bool(Version(text))
+    except InvalidVersion:
+        return False
 
 
 def check_pattern(pattern: str) -> None:
@@ -106,7 +114,7 @@ def check_pattern(pattern: str) -> None:
     if not _PATTERN.fullmatch(pattern):
         raise UsageError(
             f"unknown device pattern {pattern!r}; "
-            "use any, cpu, cuda, xpu, xpu-FAMILY, sm_90, sm_80..sm_89 or sm_80.. (and up)"
+            "use any, cpu, cuda, rocm, mps, xpu, xpu-FAMILY, sm_90, sm_80..sm_89 or sm_80.. (and up)"
         )
     family = pattern.removeprefix("xpu-")
     if family != pattern and family not in XPU_FAMILIES:
@@ -115,7 +123,7 @@ def check_pattern(pattern: str) -> None:
 
 def matches(pattern: str, machine: Machine) -> bool:
     """Whether a device pattern of a kernel's declaration includes the machine."""
-    if pattern == "any" or pattern in (machine.arch, machine.device):
+    if pattern in ("any", machine.arch) or (pattern == machine.device and machine.arch != "rocm"):
         return True
     if ".." not in pattern or machine.capability is None:
         return False

@@ -97,6 +97,8 @@ class Policy:
 def parse_rules(rules: Rules, where: str = "rules") -> tuple[Rule, ...]:
     """Parse the grammar of this module; UsageError naming `where` and the nearest match for an unknown scheme."""
     texts = rules.split(",") if isinstance(rules, str) else rules
+    if isinstance(rules, str) and rules and not rules.strip(", "):
+        raise UsageError(f"{where}: {rules!r} names no kernel")
     return tuple(
         text if isinstance(text, Rule) else _parse_rule(text.strip(), where)
         for text in texts
@@ -194,4 +196,4 @@ def check_known(policies: Sequence[Policy], kernel_ids: Iterable[str]) -> None:
 
 def _install_hint(glob: str) -> str:
     lines = [extra.install for extra in EXTRAS if glob.startswith(extra.prefix)]
-    return f". Is the plugin installed? {lines[0]}" if lines else ""
+    return f". `halfbyte doctor` shows the plugins that are here; {lines[0]} brings this one" if lines else ""

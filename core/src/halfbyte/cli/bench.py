@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from halfbyte.cli.options import NO, common, demands
+from halfbyte.cli.failures import NO
+from halfbyte.cli.options import common, demands
 from halfbyte.cli.output import note, print_json, print_tables
 from halfbyte.cli.problem import problem_asked, problem_options
 from halfbyte.errors import UsageError

@@ -6,7 +6,8 @@ import sys
 
 import click
 
-from halfbyte.cli.options import NO, common
+from halfbyte.cli.failures import NO
+from halfbyte.cli.options import common
 from halfbyte.cli.output import print_json, print_tables
 from halfbyte.doctor import diagnosis_data, diagnosis_tables, examine
 

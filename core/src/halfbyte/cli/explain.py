@@ -10,7 +10,8 @@ import click
 from click.core import ParameterSource
 
 from halfbyte.checkpoints.plan import plan
-from halfbyte.cli.options import NO, common, demands
+from halfbyte.cli.failures import NO
+from halfbyte.cli.options import common, demands
 from halfbyte.cli.output import print_json, print_tables
 from halfbyte.cli.problem import problem_asked, problem_options
 from halfbyte.decisions import machine_here, resolve

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import io
+import sys
 from typing import Final
 
 import click
+
+from halfbyte.errors import nearest
 
 _COMMANDS: Final = {
     "doctor": "what is installed, found and wrong on this machine",
@@ -28,6 +32,13 @@ class _Lazy(click.Group):
         command = getattr(importlib.import_module(f"halfbyte.cli.{cmd_name}"), cmd_name)
         return command if isinstance(command, click.Command) else None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            ctx.fail(f"no command {args[0]!r}{nearest(args[0], _COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl(list(_COMMANDS.items()))
@@ -37,3 +48,5 @@ class _Lazy(click.Group):
 @click.version_option(package_name="halfbyte")
 def main() -> None:
     """Run FP4 checkpoints (NVFP4, MXFP4) on whatever accelerator is there, and know which kernel really runs."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Unicode shows what it can

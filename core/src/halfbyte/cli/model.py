@@ -34,16 +34,20 @@ def model_options(function: F) -> F:
 
 def load(checkpoint: Path, device: str | None, dtype: str | None, policy: Policy) -> tuple[Any, Any, list[Resolution]]:
     """Return (model, tokenizer, resolution of every quantized layer), and say on stderr which kernels run."""
+    from halfbyte.models.skeleton import require_transformers
+
+    require_transformers()
     from halfbyte.models import load_model, load_tokenizer
     from halfbyte.modules import FP4Experts, FP4Linear
 
+    the_plan = plan(checkpoint, dtype)
     with quiet_libraries():
         tokenizer = load_tokenizer(checkpoint)
         with progress_bar("loading") as progress:
             model = load_model(checkpoint, device=device, dtype=dtype, policy=policy, progress=progress)
     layers = (module for module in model.modules() if isinstance(module, (FP4Linear, FP4Experts)))
     resolutions = [layer.resolution for layer in layers]
-    for text in plan(checkpoint).notes:
+    for text in the_plan.notes:
         note(f"halfbyte: {text}")
     note(f"halfbyte: {summary(resolutions)}, on {resolutions[0].machine}")
     return model, tokenizer, resolutions

@@ -1,25 +1,18 @@
-"""Options and error handling that the commands share."""
+"""Options that the commands share."""
 
 from __future__ import annotations
 
 import functools
-import sys
-import traceback
 from collections.abc import Callable
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import click
 
-from halfbyte.errors import HalfbyteError, MissingExtraError
+from halfbyte.cli.failures import reported
 from halfbyte.policies import Activations, Policy, Weights
 from halfbyte.specs import Fidelity
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-#: The answer is no: nothing can run, a check failed.
-NO: Final = 1
-#: Wrong usage or bad input.
-BAD_INPUT: Final = 2
 
 
 def common(function: F) -> F:
@@ -27,23 +20,8 @@ def common(function: F) -> F:
 
     @functools.wraps(function)
     def guarded(*args: Any, debug: bool, **kwargs: Any) -> Any:
-        try:
+        with reported(debug=debug):
             return function(*args, **kwargs)
-        except HalfbyteError as error:
-            if debug:
-                traceback.print_exc()
-            click.echo(f"halfbyte: {error}", err=True)
-            bad_input = isinstance(error, (ValueError, MissingExtraError))
-            sys.exit(BAD_INPUT if bad_input else NO)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
-            raise
-        except BrokenPipeError:
-            sys.exit(NO)
-        except Exception as error:  # the last resort: no traceback unless it is asked for
-            if debug:
-                traceback.print_exc()
-            click.echo(f"halfbyte: unexpected {type(error).__name__}: {error}; --debug has the traceback", err=True)
-            sys.exit(NO)
 
     decorated: Any = guarded
     decorated = click.option("--json", "as_json", is_flag=True, help="Print JSON to stdout.")(decorated)
@@ -74,7 +52,7 @@ def demands(function: F) -> F:
         click.option("--require", default="", metavar="KERNELS", help="One of these must run, or it is an error."),
         click.option("--prefer", default="", metavar="KERNELS", help="Try these first, in this order."),
         click.option("--deny", default="", metavar="KERNELS", help="These must not run."),
-        click.option("--fidelity", type=click.Choice(list(Fidelity)), help="The worst fidelity allowed."),
+        click.option("--fidelity", type=click.Choice([f.value for f in Fidelity]), help="The worst fidelity allowed."),
         click.option(
             "--activation-policy",
             "activations",

@@ -19,6 +19,9 @@ from halfbyte.reports import Table
 
 #: Wider than any line, for output that is not read on a terminal.
 _UNWRAPPED: Final = 100_000
+#: Between two columns, and the least that is left for the last one.
+_GAP: Final = 3
+_LAST: Final = 30
 
 
 def print_json(data: Any) -> None:
@@ -31,13 +34,13 @@ def print_tables(tables: Iterable[Table]) -> None:
     for table in tables:
         if not table.rows:
             continue
-        rendered = _render(table)
-        if sys.stdout.isatty():
-            Console().print(rendered)
+        if sys.stdout is not None and sys.stdout.isatty():
+            console = Console()
+            console.print(_render(table if _fits(table, console) else _as_records(table)))
             continue
         plain = Console(width=_UNWRAPPED, color_system=None, force_terminal=False)
         with plain.capture() as capture:
-            plain.print(rendered)
+            plain.print(_render(table))
         click.echo("\n".join(line.rstrip() for line in capture.get().rstrip("\n").split("\n")))
 
 
@@ -64,6 +67,25 @@ def _finite(data: Any) -> Any:
     if isinstance(data, (list, tuple)):
         return [_finite(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def _fits(table: Table, console: Console) -> bool:
+    """Whether all columns but the last fit without wrapping, and leave room for some words in the last."""
+    *others, last = (
+        max(len(line) for cell in (head, *cells) for line in cell.split("\n"))
+        for head, *cells in zip(table.columns, *table.rows, strict=True)
+    )
+    return sum(width + _GAP for width in others) + min(last, _LAST) <= console.width
+
+
+def _as_records(table: Table) -> Table:
+    """The same with one line for every cell, for a narrow terminal."""
+    rows = [
+        (column if place else f"[{column}]", cell)
+        for row in table.rows
+        for place, (column, cell) in enumerate(zip(table.columns, row, strict=True))
+    ]
+    return Table(table.title, ("", ""), rows)
 
 
 def _render(table: Table) -> RichTable:

@@ -39,6 +39,8 @@ def perplexity(
         text = text_file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the text {text_file}: {error}") from error
+    if not text.strip():
+        raise UsageError(f"the text {text_file} is empty")
     model, tokenizer, resolutions = load(checkpoint, device, dtype, policy)
     with progress_bar("windows") as progress:
         result = measure(model, tokenizer, text, window, max_windows, progress)

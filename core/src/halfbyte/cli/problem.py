@@ -51,14 +51,16 @@ def problem_asked(
 ) -> Problem:
     """The problem that command-line options describe; UsageError naming an option that is missing."""
     needed: dict[str, Any] = {"--scheme": scheme}
-    needed |= (
-        {"--experts": experts, "--top-k": top_k, "--hidden": hidden, "--intermediate": intermediate}
-        if (op == "experts")
-        else {"--shape": shape}
-    )
-    missing = [name for name, value in needed.items() if value is None]
+    own: dict[str, dict[str, Any]] = {
+        "linear": {"--shape": shape},
+        "experts": {"--experts": experts, "--top-k": top_k, "--hidden": hidden, "--intermediate": intermediate},
+    }
     if op is None:
         raise UsageError(f"say which problem: --op {' or --op '.join(OPS)}")
+    missing = [name for name, value in (needed | own.pop(op)).items() if value is None]
+    strange = [name for others in own.values() for name, value in others.items() if value is not None]
+    if strange:
+        raise UsageError(f"--op {op} has no {', '.join(strange)}")
     if missing:
         raise UsageError(f"--op {op} needs {', '.join(missing)}")
     common_fields: Any = {"scheme": Scheme.parse(str(scheme)), "dtype": dtype or "bfloat16", "bias": bias}

@@ -82,8 +82,10 @@ def load_tokenizer(path: str | PathLike[str]) -> PreTrainedTokenizerBase:
 
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(f"{path}: transformers cannot read its tokenizer: {error}") from error
+    except Exception as error:  # a damaged file raises whatever the tokenizer's code raises
+        raise CheckpointError(
+            f"{path}: transformers cannot read its tokenizer: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _resolve(
