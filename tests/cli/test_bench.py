@@ -23,6 +23,14 @@ def test_nothing_to_run_is_exit_code_1(halfbyte):
     assert halfbyte(*SMALL, "--deny", "*").code == 1
 
 
+def test_a_problem_that_cannot_fit_is_refused_before_anything_is_made(halfbyte):
+    sizes = ("--scheme", "nvfp4-w4a16", "--device", "cpu")
+    for more in (("--shape", "1000000x1000000", "--m", "1"), ("--shape", "64x64", "--m", "1000000000000")):
+        answer = halfbyte("bench", "--op", "linear", *sizes, *more)
+        assert answer.code == 1
+        assert "takes at least" in answer.err
+
+
 @pytest.mark.parametrize("rows", ["0", "one", ""])
 def test_numbers_of_rows_that_make_no_sense_are_exit_code_2(halfbyte, rows: str):
     assert halfbyte(*SMALL, "--m", rows).code == 2

@@ -15,12 +15,14 @@ from halfbyte.benchmark.timing import Call, copies_needed, median_microseconds
 from halfbyte.conformance import data, oracle
 from halfbyte.conformance.tolerances import Errors, errors, tolerance
 from halfbyte.decisions import Candidate, Resolution, State, machine_here, resolve
-from halfbyte.errors import UsageError
+from halfbyte.errors import OutOfMemoryError, UsageError
+from halfbyte.machines import Machine
 from halfbyte.modules import FP4Experts, FP4Linear
 from halfbyte.policies import Policy
-from halfbyte.problems import ExpertsProblem, LinearProblem, Problem
+from halfbyte.problems import DTYPES, ExpertsProblem, LinearProblem, Problem, dequantized_bytes
 from halfbyte.refusals import Refusal
 from halfbyte.specs import Rounding
+from halfbyte.units import size_text
 from halfbyte.weights import ExpertsWeights, LinearWeights
 
 #: The name of the baseline: torch.nn.functional.linear on weights dequantized to the problem's dtype.
@@ -66,11 +68,13 @@ def bench(
     The baseline comes first for each m, then the kernels in the order of their rank; the kernels that cannot or must
     not run come last. `progress` is called with what is being done. Times are medians in microseconds: on CUDA of
     graph replays over copies of the weights that exceed the L2 cache, elsewhere of repeated calls.
-    UsageError for numbers of rows below 1 and for a device that is not there.
+    UsageError for numbers of rows below 1 and for a device that is not there; OutOfMemoryError, before anything is
+    made, for a problem whose weights or rows cannot fit.
     """
     if not ms or min(ms) < 1:
         raise UsageError(f"numbers of rows {list(ms)}; give some that are at least 1")
     machine = machine_here(device)
+    _check_memory(problem, max(ms), machine)
     where = torch.empty(0, device=device or machine.device).device
     tell = progress or (lambda _: None)
     question = _Question.of(problem, where)
@@ -87,6 +91,15 @@ def bench(
             rows += _kernel_rows(question, resolution, candidate, dense)
     order = {m: place for place, m in enumerate(dict.fromkeys(ms))}
     return sorted(rows, key=lambda row: len(order) if row.m is None else order[row.m])
+
+
+def _check_memory(problem: Problem, rows: int, machine: Machine) -> None:
+    widest = max(n + k for n, k in problem.matrices)
+    needed = dequantized_bytes(problem) + rows * widest * DTYPES[problem.dtype]
+    if machine.memory is not None and needed > machine.memory:
+        raise OutOfMemoryError(
+            f"{problem} with {rows} rows takes at least {size_text(needed)}; {machine} has {size_text(machine.memory)}"
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
