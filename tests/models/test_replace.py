@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
 from transformers import GptOssConfig, MixtralConfig, NemotronHConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
@@ -41,6 +41,17 @@ def nemotron_h(act: str = "relu2") -> Any:
     return NemotronHExperts(config)
 
 
+class Plain(nn.Linear):
+    """A name of its own for what nn.Linear computes."""
+
+
+class Shifted(nn.Linear):
+    """As transformers' routers and grouped projections do: an nn.Linear that computes something else."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - nn.Linear's word
+        return super().forward(input) + 1
+
+
 def normalizing() -> Any:
     experts: Any = mixtral()
     experts.has_post_expert_norm = True
@@ -52,6 +63,7 @@ def normalizing() -> Any:
     [
         (nn.Linear(64, 96, bias=False), LINEAR),
         (nn.Linear(64, 96), replace(LINEAR, bias=True)),
+        (Plain(64, 96, bias=False), LINEAR),
         (mixtral(), SILU),
         (mixtral("gelu_pytorch_tanh"), replace(SILU, activation="gelu_tanh")),
         (gpt_oss(), SWIGLUOAI),
@@ -66,6 +78,7 @@ def test_a_module_that_computes_the_problem_is_accepted(module: nn.Module, probl
     ("module", "problem", "message"),
     [
         (nn.Embedding(96, 64), LINEAR, "Embedding of transformers: it is no torch.nn.Linear"),
+        (Shifted(64, 96, bias=False), LINEAR, "Shifted of transformers: it is no torch.nn.Linear"),
         (nn.Linear(96, 64, bias=False), LINEAR, "it is 64x96 and the checkpoint has 96x64"),
         (nn.Linear(64, 96), LINEAR, "it has a bias and the checkpoint has none"),
         (nn.Linear(64, 96, bias=False), replace(LINEAR, bias=True), "the checkpoint has a bias for it"),

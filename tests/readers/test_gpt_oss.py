@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BufferedReader, FileIO
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from halfbyte.checkpoints import Checkpoint, plan
+from halfbyte.checkpoints import Checkpoint, MatrixSource, TensorInfo, plan
 from halfbyte.errors import CheckpointError
 from halfbyte.matrix import Matrix
 from support.checkpoints import read_checkpoint, write_checkpoint
@@ -50,6 +51,29 @@ def test_gate_and_up_are_the_even_and_odd_rows_that_transformers_dequantizes(tmp
     assert torch.equal(weights.down.bias, tensors[f"{EXPERTS}.down_proj_bias"])
 
 
+def test_every_byte_of_the_experts_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = plan(write_gpt_oss(tmp_path))
+    layer, read = checkpoint.layers[0], 0
+    stored = {info.name: info.nbytes for sources in layer.sources.values() for s in sources for info in tensors_of(s)}
+    real = BufferedReader.readinto
+
+    class Counting(BufferedReader):
+        def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+            nonlocal read
+            read += len(buffer)
+            return real(self, buffer)
+
+    monkeypatch.setattr(Path, "open", lambda path, _: Counting(FileIO(path)))
+    with Checkpoint(checkpoint) as opened:
+        opened.experts(layer)
+    assert read == sum(stored.values())
+
+
+def tensors_of(source: MatrixSource) -> list[TensorInfo]:
+    assert source.bias is not None
+    return [source.packed, source.scales, source.bias]
+
+
 def test_the_problem_is_weight_only_with_bias_and_its_own_activation(tmp_path: Path) -> None:
     checkpoint = plan(write_gpt_oss(tmp_path))
     assert [str(layer.problem) for layer in checkpoint.layers] == [
@@ -76,6 +100,7 @@ def test_the_problem_is_weight_only_with_bias_and_its_own_activation(tmp_path: P
         (lambda t: replace(t, "gate_up_proj_scales", lambda x: x[..., :1]), "_scales': has shape"),
         (lambda t: replace(t, "gate_up_proj_scales", lambda x: x.float()), "_scales': is F32, but mxfp4 scales are"),
         (lambda t: replace(t, "gate_up_proj_bias", lambda x: x[:, 1:]), "_bias': is BF16"),
+        (lambda t: replace(t, "down_proj_bias", lambda x: x.float()), "down_proj_bias': is F32, but .* is BF16"),
         (lambda t: [replace(t, f"down_proj_{p}", lambda x: x[1:]) for p in ("blocks", "scales", "bias")], "expert 3"),
     ],
 )

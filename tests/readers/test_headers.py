@@ -106,6 +106,12 @@ def test_a_broken_file_is_an_error_that_names_it(tmp_path: Path, write: Callable
         read_header(tmp_path / "broken.safetensors")
 
 
+def test_a_link_to_nowhere_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
+        read_headers(tmp_path)
+
+
 def edit_index(folder: Path, change: Callable[[dict[str, str]], object]) -> None:
     index = json.loads((folder / INDEX_FILE).read_text())
     change(index["weight_map"])

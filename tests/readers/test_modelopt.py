@@ -88,7 +88,10 @@ def test_mixed_precision_gives_each_layer_its_own_scheme(tmp_path: Path) -> None
             {"quant_algo": "NVFP4", "exclude_modules": ["model.layers.1*"]},
             r"is packed, but .* excludes 'model.layers.1\*'",
         ),
-        ({"quant_algo": "NVFP4", "exclude_modules": "lm_head"}, "expected a list of names"),
+        (
+            {"quant_algo": "NVFP4", "exclude_modules": "lm_head"},
+            "quantization.exclude_modules is 'lm_head', expected a list of strings",
+        ),
         (
             {"quant_algo": "MIXED_PRECISION", "quantized_layers": {"model.layers.0": {"quant_algo": "FP8"}}},
             "layer 'model.layers.0' has quant_algo 'FP8'",
@@ -97,7 +100,10 @@ def test_mixed_precision_gives_each_layer_its_own_scheme(tmp_path: Path) -> None
             {"quant_algo": "MIXED_PRECISION", "quantized_layers": {"model.layers.0": {"quant_algo": "NVFP4"}}},
             "does not name 'model.layers.1",
         ),
-        ({"quant_algo": "MIXED_PRECISION", "quantized_layers": {"model.layers.0": "NVFP4"}}, "quantized_layers is"),
+        (
+            {"quant_algo": "MIXED_PRECISION", "quantized_layers": {"model.layers.0": "NVFP4"}},
+            "layers.0 is 'NVFP4', expected an object",
+        ),
     ],
 )
 def test_what_cannot_be_run_is_an_error_that_names_what_was_found(

@@ -95,7 +95,7 @@ def test_what_is_no_checkpoint_is_said(tmp_path: Path, monkeypatch: pytest.Monke
     ("config", "message"),
     [
         ({}, r"config\.json: has no quantization_config"),
-        ({"quantization_config": "NVFP4"}, "quantization_config is str"),
+        ({"quantization_config": "NVFP4"}, "quantization_config is 'NVFP4', expected an object"),
         (
             {"quantization_config": {"quant_method": "gptq", "bits": 4}},
             "quant_method is 'gptq'; supported are .*'bits': 4",
@@ -241,7 +241,7 @@ def test_experts_that_do_not_fit_together_are_errors(
     ("change", "message"),
     [
         ({"num_experts_per_tok": None}, "how many experts serve a token"),
-        ({"num_experts_per_tok": 5}, "top_k=5 is more than experts=4"),
+        ({"num_experts_per_tok": 5}, "5 experts serve a token, but there are only 4"),
         ({"hidden_act": "gelu"}, "activation is 'gelu'; supported are silu"),
         ({"hidden_act": "relu2"}, "is a gate, but the activation relu2 has none"),
         ({"swiglu_limit": 7.0}, "clamped activation"),

@@ -168,6 +168,22 @@ def test_nan_block_scales_name_file_and_layer(tmp_path: Path) -> None:
         opened.linear(layer)
 
 
+@pytest.mark.parametrize(("value", "message"), [(0.0, "all zeros"), (-1.0, "negative")])
+def test_block_scales_that_were_never_filled_in_or_are_negative_name_the_tensor(
+    tmp_path: Path, value: float, message: str
+) -> None:
+    config, tensors = read_checkpoint(write_llama(tmp_path / "good"))
+    name = "model.layers.1.mlp.down_proj.weight_scale"
+    tensors[name] = torch.full(tensors[name].shape, value).to(tensors[name].dtype)
+    the_plan = plan(write_checkpoint(tmp_path / "bad", config, tensors))
+    layer = next(layer for layer in the_plan.layers if layer.name == "model.layers.1.mlp.down_proj")
+    with (
+        Checkpoint(the_plan) as checkpoint,
+        pytest.raises(CheckpointError, match=rf"safetensors.*down_proj.*{message}"),
+    ):
+        checkpoint.linear(layer)
+
+
 def test_a_file_that_shrinks_after_planning_names_the_tensor(tmp_path: Path) -> None:
     checkpoint = plan(write_llama(tmp_path))
     os.truncate(tmp_path / "model.safetensors", checkpoint.layers[0].sources["weight"][0].packed.start + 10)

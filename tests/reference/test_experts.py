@@ -124,14 +124,14 @@ def test_gate_and_up_with_one_input_scale_quantize_x_once_and_compute_the_same()
     known = known_experts(NVFP4_W4A4, E, H, I)
     assert known.gate is not None
     problem = known.weights.problem(torch.float32, top_k=K, activation="silu")
-    assert "up_input_table" not in Reference().prepare(known.weights, problem)
+    assert "one_input" in Reference().prepare(known.weights, problem)
     shared = known.weights.up.input_global_scale
     assert shared is not None
     other = replace(known.weights.up, input_global_scale=shared * 3)
     known.up.matrix = other
     known.up.input_divisors = [d / 3 for d in known.up.input_divisors if d is not None]
     known.weights = replace(known.weights, up=other)
-    assert "up_input_table" in Reference().prepare(known.weights, problem)
+    assert "one_input" not in Reference().prepare(known.weights, problem)
     x, (ids, weights) = torch.randn(9, H), routing(9, E, K)
     agree(run(Reference(), known, x, ids, weights, "silu"), expected_experts(known, x, ids, weights, "silu"))
 

@@ -197,4 +197,3 @@ def _torch_faults(found: Sequence[Device]) -> list[str]:
         "https://pytorch.org has the install line of a build for it"
         for device in undriven
     ]
-

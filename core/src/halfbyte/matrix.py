@@ -17,14 +17,16 @@ from halfbyte.errors import CheckpointError
 from halfbyte.formats import Format
 
 SCALE_DTYPES = {"e4m3": torch.float8_e4m3fn, "e8m0": torch.uint8}
+#: From the smallest E4M3 number, 2**-9, to the largest power of two, 2**8.
+_E4M3_EXPONENTS = 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Matrix:
     """One FP4 matrix [N, K], or a stack of them [E, N, K], as a checkpoint stores it.
 
-    Raises CheckpointError naming the tensor for a wrong shape or dtype, NaN block scales, and global scales that are
-    zero, negative, not finite or were never loaded.
+    Raises CheckpointError naming the tensor for a wrong shape or dtype, block scales that are NaN or negative, and
+    global scales that are zero, negative, not finite or were never loaded.
     """
 
     #: What the checkpoint calls it; error messages use it.
@@ -120,16 +122,16 @@ def same_scale(a: Tensor | None, b: Tensor | None) -> bool:
     return torch.equal(a, b)
 
 
-def rescaled(matrix: Matrix, global_scale: Tensor) -> Matrix | None:
-    """The same numbers with another global scale, or None where a block scale would have to round."""
-    if matrix.global_scale is None:
+def times_power_of_two(scales: Tensor, exponent: int) -> Tensor | None:
+    """E4M3 block scales times 2**exponent, or None where one would round, overflow or vanish.
+
+    Only all-zero scales could take more than E4M3's whole range of exponents; they are not looked for.
+    """
+    if abs(exponent) > _E4M3_EXPONENTS:
         return None
-    ratio = (matrix.global_scale / global_scale).to(matrix.scales.device)[:, None, None]
-    exact = matrix.scales.double() * ratio
-    scales = exact.to(torch.float32).to(torch.float8_e4m3fn)
-    if not torch.equal(scales.double(), exact):
-        return None
-    return replace(matrix, scales=scales, global_scale=global_scale)
+    exact = scales.to(torch.float32) * 2.0**exponent
+    result = exact.to(torch.float8_e4m3fn)
+    return result if torch.equal(result.to(torch.float32), exact) else None
 
 
 def _zero_padded(tensor: Tensor, sizes: tuple[int, ...]) -> Tensor:
@@ -192,10 +194,12 @@ def _check_layout(matrix: Matrix) -> None:
 
 def _check_block_scales(matrix: Matrix) -> None:
     raw = matrix.scales.view(torch.uint8)
-    is_nan = (raw & 0x7F) == 0x7F if matrix.format.scale == "e4m3" else raw == 0xFF
-    if bool(is_nan.any()):
-        where = is_nan.nonzero()[0].tolist()
-        raise CheckpointError(f"{matrix.name}: {int(is_nan.sum())} block scales are NaN, the first at {where}")
+    e4m3 = {"NaN": (raw & 0x7F) == 0x7F, "negative": raw > 0x80}
+    faults = e4m3 if matrix.format.scale == "e4m3" else {"NaN": raw == 0xFF}
+    for fault, found in faults.items():
+        if bool(found.any()):
+            where = found.nonzero()[0].tolist()
+            raise CheckpointError(f"{matrix.name}: {int(found.sum())} block scales are {fault}, the first at {where}")
 
 
 def _check_global_scales(matrix: Matrix) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from halfbyte.errors import CheckpointError, UsageError
-from halfbyte.matrix import Matrix, rescaled, same_scale
+from halfbyte.matrix import Matrix, same_scale, times_power_of_two
 from halfbyte.problems import ExpertsProblem, LinearProblem
 from halfbyte.schemes import Scheme
 
@@ -41,6 +41,8 @@ class ExpertsWeights:
     gate: Matrix | None
     up: Matrix
     down: Matrix
+    #: Gate and up with one global scale, once that was asked for: it looks at block scales.
+    _folded: list[tuple[Matrix, Matrix] | None] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """CheckpointError naming the matrix that does not fit the others."""
@@ -81,8 +83,9 @@ class ExpertsWeights:
     def with_shared_global_scale(self) -> ExpertsWeights | None:
         """The same weights with one global scale for gate and up of each expert; None where that is not exact.
 
-        Where the two differ, their ratio is folded into the E4M3 block scales of one of them, if every product is
-        an E4M3 number again.
+        Where the two of an expert differ by a power of two, that is folded into the E4M3 block scales of one of them,
+        if every product is an E4M3 number again. Another ratio would be exact for degenerate block scales alone (such
+        as all zero) and counts as not exact, without looking at them.
         """
         gate, up = self.gate, self.up
         if gate is None or gate.global_scale is None or up.global_scale is None:
@@ -91,11 +94,10 @@ class ExpertsWeights:
             return None
         if torch.equal(gate.global_scale, up.global_scale):
             return self
-        for target in (torch.maximum(gate.global_scale, up.global_scale), gate.global_scale, up.global_scale):
-            folded = rescaled(gate, target), rescaled(up, target)
-            if folded[0] is not None and folded[1] is not None:
-                return replace(self, gate=folded[0], up=folded[1])
-        return None
+        if not self._folded:
+            self._folded.append(_fold(gate, gate.global_scale, up, up.global_scale))
+        pair = self._folded[0]
+        return None if pair is None else replace(self, gate=pair[0], up=pair[1])
 
     def fused_gate_up(self, order: Literal["gate-up", "up-gate", "interleaved"]) -> Matrix:
         """Gate and up as one stack [E, 2I, H] in the order a kernel wants; "interleaved" alternates rows, gate first.
@@ -116,6 +118,27 @@ class ExpertsWeights:
         return replace(
             self.gate, packed=fuse(first.packed, second.packed), scales=fuse(first.scales, second.scales), bias=bias
         )
+
+
+def _fold(gate: Matrix, gate_scale: Tensor, up: Matrix, up_scale: Tensor) -> tuple[Matrix, Matrix] | None:
+    """Gate and up with one global scale for each expert; only experts whose ratio is not 1 are looked at."""
+    first, second = torch.frexp(gate_scale), torch.frexp(up_scale)
+    if not torch.equal(first.mantissa, second.mantissa):
+        return None
+    scales, shared = (gate.scales.clone(), up.scales.clone()), torch.maximum(gate_scale, up_scale)
+    for expert, exponent in enumerate((first.exponent - second.exponent).tolist()):
+        if exponent == 0:
+            continue
+        # The smaller global scale becomes the larger and its block scales shrink; if that rounds, the other way.
+        large, small = scales if exponent > 0 else scales[::-1]
+        if (folded := times_power_of_two(small[expert], -abs(exponent))) is not None:
+            small[expert] = folded
+        elif (folded := times_power_of_two(large[expert], abs(exponent))) is not None:
+            large[expert] = folded
+            shared[expert] = torch.minimum(gate_scale[expert], up_scale[expert])
+        else:
+            return None
+    return replace(gate, scales=scales[0], global_scale=shared), replace(up, scales=scales[1], global_scale=shared)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

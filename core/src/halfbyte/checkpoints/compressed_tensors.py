@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Final
 
+from halfbyte.checkpoints.configs import Config
 from halfbyte.checkpoints.headers import TensorInfo
 from halfbyte.checkpoints.matrices import Spelling, find_matrices
-from halfbyte.checkpoints.sources import Config, Found
+from halfbyte.checkpoints.sources import Found
 from halfbyte.formats import FORMATS, Format
 from halfbyte.schemes import Scheme
 
@@ -36,7 +37,7 @@ def find(quantization: Config, tensors: Mapping[str, TensorInfo]) -> Found:
     """Every quantized matrix of a compressed-tensors checkpoint; CheckpointError for what cannot be run."""
     _check_whole(quantization)
     found = find_matrices(tensors, SPELLING, _Targets(quantization).scheme_of)
-    if quantization.values.get("kv_cache_scheme"):
+    if quantization.mapping("kv_cache_scheme"):
         note = "kv_cache_scheme is not applied: keys and values stay unquantized"
         return Found(found.matrices, found.used, found.ignored, (note,))
     return found
@@ -47,9 +48,9 @@ class _Targets:
 
     def __init__(self, quantization: Config) -> None:
         self._config = quantization
-        self._ignored = _Patterns(quantization, quantization.names("ignore"))
+        self._ignored = _Patterns(quantization, quantization.texts("ignore"))
         self._schemes: dict[str, Scheme] = {}
-        for name, group in quantization.objects("config_groups").items():
+        for name, group in quantization.mappings("config_groups").items():
             scheme, targets = _group(quantization, name, group)
             self._schemes |= dict.fromkeys(targets, scheme)
         self._targets = _Patterns(quantization, self._schemes)
@@ -74,7 +75,7 @@ class _Patterns:
         for text in sorted(set(texts) - self._exact):
             try:
                 self._regexes.append((re.compile(text.removeprefix("re:")), text))
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise config.error(f"{text!r} is no regular expression: {error}") from error
 
     def find(self, module: str) -> str | None:
@@ -86,48 +87,54 @@ class _Patterns:
 
 def _check_whole(quantization: Config) -> None:
     """Refuse what changes the meaning of every packed tensor."""
-    values = quantization.values
-    status = values.get("quantization_status", "compressed")
-    if status != "compressed":
+    status = quantization.text("quantization_status")
+    if status not in (None, "compressed"):
         raise quantization.error(
             f"quantization_status is {status!r}; only 'compressed' checkpoints hold packed weights"
         )
-    if (sparsity := (values.get("sparsity_config") or {}).get("format", "dense")) != "dense":
-        raise quantization.error(f"sparsity_config has format {sparsity!r}; sparse checkpoints are not supported")
-    if (values.get("transform_config") or {}).get("config_groups"):
+    sparsity = quantization.mapping("sparsity_config")
+    if sparsity is not None and (form := sparsity.text("format")) not in (None, "dense"):
+        raise quantization.error(f"sparsity_config has format {form!r}; sparse checkpoints are not supported")
+    transforms = quantization.mapping("transform_config")
+    if transforms is not None and transforms.mappings("config_groups"):
         raise quantization.error("transform_config asks for transforms (such as Hadamard), which are not supported")
 
 
-def _group(quantization: Config, name: str, group: Mapping[str, Any]) -> tuple[Scheme, tuple[str, ...]]:
-    weights, activations = group.get("weights"), group.get("input_activations")
-    fmt = next((fmt for fmt in FORMATS.values() if _is(fmt, weights)), None)
+def _group(quantization: Config, name: str, group: Config) -> tuple[Scheme, tuple[str, ...]]:
+    weights, activations, outputs = (
+        group.mapping(key) for key in ("weights", "input_activations", "output_activations")
+    )
+    fmt = next((fmt for fmt in FORMATS.values() if weights is not None and _is(fmt, weights)), None)
     if fmt is None:
         raise quantization.error(f"config group {name!r} has {_describe('weights', weights)}; {_SUPPORTED}")
-    stored = group.get("format") or quantization.values.get("format") or "mixed-precision"
+    own, whole = group.text("format"), quantization.text("format")
+    stored = own or whole or "mixed-precision"
     if stored not in ("mixed-precision", f"{fmt}-pack-quantized"):
         raise quantization.error(f"config group {name!r} has {fmt} weights in format {stored!r}, not packed")
-    if group.get("output_activations"):
-        found = _describe("output activations", group["output_activations"])
+    if outputs is not None:
+        found = _describe("output activations", outputs)
         raise quantization.error(f"config group {name!r} has {found}, which are not supported")
-    if activations is not None and not (_is(fmt, activations) and activations.get("dynamic") == _DYNAMIC[fmt.name]):
+    if activations is None:
+        return Scheme(fmt), group.texts("targets")
+    if not _is(fmt, activations) or activations.value("dynamic") != _DYNAMIC[fmt.name]:
         raise quantization.error(
             f"config group {name!r} has {fmt} weights with {_describe('input activations', activations)}; supported "
             f"are none, and {fmt} activations (dynamic: {_DYNAMIC[fmt.name]})"
         )
-    return Scheme(fmt, None if activations is None else fmt), Config(quantization.file, group).names("targets")
+    return Scheme(fmt, fmt), group.texts("targets")
 
 
-def _is(fmt: Format, args: Any) -> bool:
+def _is(fmt: Format, args: Config) -> bool:
     """Whether quantization arguments describe this format."""
-    found = isinstance(args, Mapping) and [args.get(key) for key in ("num_bits", "type", "strategy", "group_size")]
-    return found == [4, "float", _STRATEGIES[fmt.name], fmt.group_size] and args.get("symmetric", True) is True
+    found = (args.integer("num_bits"), args.text("type"), args.text("strategy"), args.integer("group_size"))
+    expected = (4, "float", _STRATEGIES[fmt.name], fmt.group_size)
+    return found == expected and args.flag("symmetric", default=True)
 
 
-def _describe(what: str, args: Any) -> str:
-    if not isinstance(args, Mapping):
+def _describe(what: str, args: Config | None) -> str:
+    if args is None:
         return f"no {what}"
-    symmetric = "symmetric" if args.get("symmetric", True) else "asymmetric"
-    return (
-        f"{args.get('num_bits')}-bit {args.get('type')} {what} ({symmetric}, strategy {args.get('strategy')}, "
-        f"group_size {args.get('group_size')}, dynamic: {args.get('dynamic', False)})"
-    )
+    symmetric = "symmetric" if args.flag("symmetric", default=True) else "asymmetric"
+    bits, kind, strategy, size = (args.value(key) for key in ("num_bits", "type", "strategy", "group_size"))
+    dynamic = args.values.get("dynamic", False)
+    return f"{bits}-bit {kind} {what} ({symmetric}, strategy {strategy}, group_size {size}, dynamic: {dynamic})"

@@ -10,9 +10,10 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from halfbyte.checkpoints.configs import Config
 from halfbyte.checkpoints.headers import TensorInfo
 from halfbyte.checkpoints.matrices import check_bias, check_scales
-from halfbyte.checkpoints.sources import Config, Found, MatrixSource, Role
+from halfbyte.checkpoints.sources import Found, MatrixSource, Role
 from halfbyte.schemes import MXFP4_W4A16
 
 _BLOCKS: Final = re.compile(r"(?P<name>(?P<layer>.+\.experts)\.(?P<projection>gate_up_proj|down_proj))_blocks")

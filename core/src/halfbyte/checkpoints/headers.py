@@ -146,7 +146,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """The JSON object in a file; CheckpointError naming the file if it holds anything else."""
     try:
         content = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file}: holds {type(content).__name__}, expected a JSON object")
@@ -155,8 +155,11 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _read_json(file: Path) -> tuple[dict[str, Any], int, int]:
     """(header, where the tensors' bytes start, size of the file)."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+    try:
+        size, opened = file.stat().st_size, file.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+    with opened as stream:
         first = stream.read(8)
         length = int.from_bytes(first, "little")
         if len(first) < 8 or (length > size - 8 and length <= MAX_HEADER_BYTES):

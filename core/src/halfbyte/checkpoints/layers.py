@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from halfbyte.checkpoints.sources import Config, LayerPlan, MatrixSource, Role
+from halfbyte.checkpoints.configs import Config
+from halfbyte.checkpoints.sources import LayerPlan, MatrixSource, Role
 from halfbyte.errors import UsageError
 from halfbyte.problems import ExpertsProblem, LinearProblem
 
 #: Names in configurations of transformers models, and what problems call these functions.
-_ACTIVATIONS: Final = {
+_ACTIVATIONS: Final[Mapping[str, str]] = {
     "silu": "silu",
     "swish": "silu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -61,10 +62,12 @@ def _experts(name: str, sources: Sequence[MatrixSource], config: Config, dtype: 
     up, down = roles["up"][0], roles["down"][0]
     shapes = {"gate": (up.n, up.k), "up": (up.n, up.k), "down": (up.k, up.n)}
     for source in sources:
-        _check_alike(source, up, shapes[source.role], roles[source.role][0])
-    top_k = config.find(*_TOP_K)
-    if not isinstance(top_k, int):
-        raise config.error(f"does not say how many experts serve a token (one of {', '.join(_TOP_K)}), found {top_k!r}")
+        _check_alike(source, up, shapes[source.role])
+    top_k = config.integer(*_TOP_K)
+    if top_k is None:
+        raise config.error(f"does not say how many experts serve a token (one of {', '.join(_TOP_K)})")
+    if top_k > len(roles["up"]):
+        raise config.error(f"{name}: {top_k} experts serve a token, but there are only {len(roles['up'])}")
     try:
         problem = ExpertsProblem(
             scheme=up.scheme,
@@ -112,18 +115,21 @@ def _by_role(
         experts[number] = source
     if "gate" in by_role and not gated:
         raise next(iter(by_role["gate"].values())).packed.error(f"is a gate, but the activation {activation} has none")
-    stated = config.find(*_EXPERTS)
-    count = stated if isinstance(stated, int) else 1 + max(max(experts) for experts in by_role.values())
+    stated = config.integer(*_EXPERTS)
+    if stated is not None and stated < 1:
+        raise config.error(f"says that there are {stated} experts; at least one is expected")
+    count = 1 + max(max(experts) for experts in by_role.values()) if stated is None else stated
     result: dict[Role, tuple[MatrixSource, ...]] = {}
     wanted: tuple[Role, ...] = ("gate", "up", "down") if gated else ("up", "down")
     for role in wanted:
         experts = by_role.get(role, {})
-        if missing := sorted(set(range(count)) - experts.keys()):
+        extra = sorted(number for number in experts if number >= count)
+        if missing := count - (len(experts) - len(extra)):
+            first = next(number for number in range(count) if number not in experts)
             raise sources[0].packed.error(
-                f"{name} has {count} experts, but the packed {role} of expert {missing[0]} is missing "
-                f"({len(missing)} in all)"
+                f"{name} has {count} experts, but the packed {role} of expert {first} is missing ({missing} in all)"
             )
-        if extra := sorted(experts.keys() - set(range(count))):
+        if extra:
             raise experts[extra[0]].packed.error(
                 f"is of expert {extra[0]}, but {config.file.name} says {count} experts"
             )
@@ -131,7 +137,7 @@ def _by_role(
     return result
 
 
-def _check_alike(source: MatrixSource, up: MatrixSource, shape: tuple[int, int], first: MatrixSource) -> None:
+def _check_alike(source: MatrixSource, up: MatrixSource, shape: tuple[int, int]) -> None:
     if (source.n, source.k) != shape:
         raise source.packed.error(
             f"{source.role} of an expert is {[source.n, source.k]}, but up is {[up.n, up.k]}: expected {list(shape)}"
@@ -141,20 +147,23 @@ def _check_alike(source: MatrixSource, up: MatrixSource, shape: tuple[int, int],
     if (source.bias is None) != (up.bias is None):
         has, other = (source, up) if up.bias is None else (up, source)
         raise other.packed.error(f"has no bias, but {has.name!r} of the same experts has one")
-    if source.bias is not None and first.bias is not None and source.bias.dtype != first.bias.dtype:
-        raise source.bias.error(f"is {source.bias.dtype}, but {first.bias.name!r} is {first.bias.dtype}")
+    if source.bias is not None and up.bias is not None and source.bias.dtype != up.bias.dtype:
+        raise source.bias.error(f"is {source.bias.dtype}, but {up.bias.name!r} is {up.bias.dtype}")
 
 
 def _activation(config: Config) -> str:
     """The experts' activation function; gpt-oss's is known by its model type, since hidden_act says silu there too."""
-    if config.find("model_type") == "gpt_oss":
+    if config.text("model_type") == "gpt_oss":
         for key, value in _SWIGLU.items():
-            if (found := config.find(key)) not in (None, value):
-                raise config.error(f"{key} is {found}; kernels have {value}")
+            if (found := config.value(key)) not in (None, value):
+                raise config.error(f"{key} is {found!r}; kernels have {value}")
         return "swigluoai"
-    if (limit := config.find("swiglu_limit")) is not None:
-        raise config.error(f"swiglu_limit is {limit}; experts with a clamped activation are supported for gpt_oss only")
-    name = config.find("hidden_act", "hidden_activation", "mlp_hidden_act")
-    if str(name) not in _ACTIVATIONS:
+    if (limit := config.value("swiglu_limit")) is not None:
+        raise config.error(
+            f"swiglu_limit is {limit!r}; experts with a clamped activation are supported for gpt_oss only"
+        )
+    name = config.text("hidden_act", "hidden_activation", "mlp_hidden_act")
+    activation = _ACTIVATIONS.get(name or "")
+    if activation is None:
         raise config.error(f"the experts' activation is {name!r}; supported are {', '.join(_ACTIVATIONS)}")
-    return _ACTIVATIONS[str(name)]
+    return activation

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Final
 
+from halfbyte.checkpoints.configs import Config
 from halfbyte.checkpoints.headers import TensorInfo
 from halfbyte.checkpoints.matrices import Spelling, find_matrices
-from halfbyte.checkpoints.sources import Config, Found
+from halfbyte.checkpoints.sources import Found
 from halfbyte.schemes import NVFP4_W4A4, NVFP4_W4A16, Scheme
 
 SPELLING: Final = Spelling(
@@ -29,8 +30,7 @@ _MIXED: Final = "MIXED_PRECISION"
 def find(quantization: Config, tensors: Mapping[str, TensorInfo]) -> Found:
     """Every quantized matrix of a ModelOpt checkpoint; CheckpointError for what cannot be run."""
     found = find_matrices(tensors, SPELLING, _Layers(quantization).scheme_of)
-    values = quantization.values
-    if values.get("kv_cache_quant_algo") or values.get("kv_cache_scheme"):
+    if quantization.text("kv_cache_quant_algo") or quantization.mapping("kv_cache_scheme"):
         note = "the key-value cache's quantization is not applied: keys and values stay unquantized"
         return Found(found.matrices, found.used, found.ignored, (note,))
     return found
@@ -41,13 +41,12 @@ class _Layers:
 
     def __init__(self, quantization: Config) -> None:
         self._config = quantization
-        self._excluded: tuple[str, ...] = quantization.names("exclude_modules") + quantization.names("ignore")
+        self._excluded: tuple[str, ...] = quantization.texts("exclude_modules") + quantization.texts("ignore")
         self._exact: dict[str, Scheme] = {}
         self._everywhere: Scheme | None = None
-        algorithm = quantization.values.get("quant_algo")
-        if algorithm == _MIXED:
-            for name, layer in quantization.objects("quantized_layers").items():
-                self._exact[name] = _scheme(Config(quantization.file, layer), f"layer {name!r}")
+        if quantization.text("quant_algo") == _MIXED:
+            for name, layer in quantization.mappings("quantized_layers").items():
+                self._exact[name] = _scheme(layer, f"layer {name!r}")
         else:
             self._everywhere = _scheme(quantization, "the checkpoint")
 
@@ -68,17 +67,17 @@ class _Layers:
 
 
 def _scheme(described: Config, what: str) -> Scheme:
-    algorithm = described.values.get("quant_algo")
-    scheme = _ALGORITHMS.get(str(algorithm))
+    algorithm = described.text("quant_algo")
+    scheme = _ALGORITHMS.get(algorithm or "")
     if scheme is None:
         supported = f"{', '.join(_ALGORITHMS)}, and {_MIXED} of these"
         raise described.error(f"{what} has quant_algo {algorithm!r}; supported are {supported}")
-    groups = list(described.objects("config_groups").values())
-    size = described.values.get("group_size")
-    sizes = [size, *((group.get("weights") or {}).get("group_size") for group in groups)]
-    if wrong := [size for size in sizes if size not in (None, scheme.weights.group_size)]:
-        raise described.error(f"{what} has group_size {wrong[0]}; {scheme.weights} has {scheme.weights.group_size}")
+    groups = described.mappings("config_groups").values()
+    activations = [group.mapping("input_activations") for group in groups]
+    for numbers in (described, *(weights for group in groups if (weights := group.mapping("weights")) is not None)):
+        if (size := numbers.integer("group_size")) not in (None, scheme.weights.group_size):
+            raise described.error(f"{what} has group_size {size!r}; {scheme.weights} has {scheme.weights.group_size}")
     # ModelOpt's older exports write weight-only checkpoints as NVFP4 with no input activations in any group.
-    if groups and all(group.get("input_activations") is None for group in groups):
+    if activations and all(found is None for found in activations):
         return scheme.weight_only
     return scheme

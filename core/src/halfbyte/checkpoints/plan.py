@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from halfbyte.checkpoints import compressed_tensors, gpt_oss, modelopt
-from halfbyte.checkpoints.headers import TensorInfo, read_headers, read_json
+from halfbyte.checkpoints.configs import Config
+from halfbyte.checkpoints.headers import TensorInfo, read_headers
 from halfbyte.checkpoints.layers import build_layers, natural
-from halfbyte.checkpoints.sources import Config, Found, LayerPlan
+from halfbyte.checkpoints.sources import Found, LayerPlan
 from halfbyte.errors import CheckpointError, UsageError, nearest
 from halfbyte.problems import DTYPES
 
@@ -72,7 +73,8 @@ def plan(path: Path | str, dtype: str | None = None) -> Plan:
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}{nearest(dtype, DTYPES)}")
     folder = _folder(path)
-    config = Config(folder / "config.json", read_json(folder / "config.json"))
+    written = Config.read(folder / "config.json")
+    config = written.with_text_config()
     quant_method, quantization = _quantization(folder, config)
     tensors, notes = read_headers(folder)
     found = DIALECTS[quant_method](quantization, tensors)
@@ -86,7 +88,7 @@ def plan(path: Path | str, dtype: str | None = None) -> Plan:
     compute = dtype or _dtype(config)
     return Plan(
         path=folder,
-        config=config.values,
+        config=written.values,
         quant_method=quant_method,
         dtype=compute,
         layers=build_layers(found.matrices, config, compute),
@@ -113,31 +115,32 @@ def _folder(path: Path | str) -> Path:
 
 def _quantization(folder: Path, config: Config) -> tuple[str, Config]:
     """(dialect, its configuration), from config.json or from ModelOpt's own file."""
-    described = config.find("quantization_config", "compression_config")
+    described = config.mapping("quantization_config", "compression_config")
     own = folder / "hf_quant_config.json"
     if described is None and own.is_file():
-        return "modelopt", _inner(Config(own, read_json(own)))
+        return "modelopt", _unwrapped(Config.read(own))
     if described is None:
         raise config.error(
             "has no quantization_config, and there is no hf_quant_config.json: this is no FP4 checkpoint"
         )
-    if not isinstance(described, Mapping):
-        raise config.error(f"quantization_config is {type(described).__name__}, expected a JSON object")
-    method = described.get("quant_method")
+    method = described.text("quant_method")
     # ModelOpt's method also comes as modelopt_fp4 and modelopt_mixed, and with all details in its own file.
-    name = "modelopt" if str(method).startswith("modelopt") else str(method)
-    if name not in DIALECTS:
-        raise config.error(f"quant_method is {method!r}; supported are {', '.join(DIALECTS)}. Found {dict(described)}")
-    inner = _inner(Config(config.file, described))
-    if name == "modelopt" and "quant_algo" not in inner.values and own.is_file():
-        inner = _inner(Config(own, read_json(own)))
+    name = "modelopt" if (method or "").startswith("modelopt") else method
+    if name is None or name not in DIALECTS:
+        raise config.error(
+            f"quant_method is {method!r}; supported are {', '.join(DIALECTS)}. Found {dict(described.values)}"
+        )
+    if name != "modelopt":
+        return name, described
+    inner = _unwrapped(described)
+    if inner.value("quant_algo") is None and own.is_file():
+        inner = _unwrapped(Config.read(own))
     return name, inner
 
 
-def _inner(config: Config) -> Config:
+def _unwrapped(config: Config) -> Config:
     """ModelOpt's description may be wrapped once more, beside its producer."""
-    inner = config.values.get("quantization")
-    return Config(config.file, inner) if isinstance(inner, Mapping) else config
+    return config.mapping("quantization") or config
 
 
 def _check_left_over(unquantized: Iterable[TensorInfo]) -> None:
@@ -147,7 +150,7 @@ def _check_left_over(unquantized: Iterable[TensorInfo]) -> None:
 
 
 def _dtype(config: Config) -> str:
-    name = str(config.find("dtype", "torch_dtype") or "bfloat16").removeprefix("torch.")
+    name = (config.text("dtype", "torch_dtype") or "bfloat16").removeprefix("torch.")
     if name not in DTYPES:
         raise config.error(f"dtype is {name!r}; supported are {', '.join(DTYPES)}")
     return name

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from io import BufferedReader
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -62,13 +63,15 @@ class Checkpoint:
     def linear(self, layer: LayerPlan) -> LinearWeights:
         """The weights of a linear layer: packed [N, K/2], scales [N, K/group_size], bias [N]."""
         (source,) = layer.sources["weight"]
-        return LinearWeights(scheme=source.scheme, matrix=self._matrix(layer.sources["weight"], stacked=False))
+        (matrix,) = self._matrices([(source,)], stacked=False)
+        return LinearWeights(scheme=source.scheme, matrix=matrix)
 
     def experts(self, layer: LayerPlan) -> ExpertsWeights:
         """The weights of an experts layer: gate and up [E, I, H], down [E, H, I]; no more is held than these."""
-        gate = self._matrix(layer.sources["gate"]) if "gate" in layer.sources else None
-        up, down = self._matrix(layer.sources["up"]), self._matrix(layer.sources["down"])
-        return ExpertsWeights(scheme=layer.problem.scheme, gate=gate, up=up, down=down)
+        # Gate and up together: where a tensor holds the rows of both, it is read once.
+        *gate, up = self._matrices([layer.sources[role] for role in ("gate", "up") if role in layer.sources])
+        (down,) = self._matrices([layer.sources["down"]])
+        return ExpertsWeights(scheme=layer.problem.scheme, gate=gate[0] if gate else None, up=up, down=down)
 
     def tensor(self, name: str) -> Tensor:
         """An unquantized tensor as it is stored; UsageError for a name that is not in `plan.unquantized`."""
@@ -81,51 +84,51 @@ class Checkpoint:
         self._read(info, info.start, buffer)
         return _tensor(buffer, _DTYPES[info.dtype], info.shape)
 
-    def _matrix(self, sources: Sequence[MatrixSource], *, stacked: bool = True) -> Matrix:
-        first = sources[0]
-        fmt, lead = first.scheme.weights, (len(sources), first.n) if stacked else (first.n,)
+    def _matrices(self, stacks: Sequence[Sequence[MatrixSource]], *, stacked: bool = True) -> list[Matrix]:
+        """One matrix for each stack of sources; all stacks have the same number of sources of the same size."""
+        first = stacks[0][0]
+        fmt, lead = first.scheme.weights, (len(stacks[0]), first.n) if stacked else (first.n,)
         grouped = (*lead, first.k // fmt.group_size)
-        packed = self._gather(sources, [source.packed for source in sources], torch.uint8, (*lead, first.k // 2))
-        scales = self._gather(sources, [source.scales for source in sources], SCALE_DTYPES[fmt.scale], grouped)
-        biases = [source.bias for source in sources if source.bias is not None]
-        bias = self._gather(sources, biases, _DTYPES[biases[0].dtype], lead) if biases else None
-        try:
-            return Matrix(
-                name=first.name.replace(".experts.0.", ".experts.*.") if stacked else first.name,
-                format=fmt,
-                packed=packed,
-                scales=scales,
-                global_scale=_multipliers([source.global_scale for source in sources]),
-                input_global_scale=_multipliers([source.input_global_scale for source in sources]),
-                bias=bias,
-            )
-        except CheckpointError as error:
-            raise CheckpointError(f"{first.packed.file}: {error}") from error
+        packed = self._gather(stacks, attrgetter("packed"), torch.uint8, (*lead, first.k // 2))
+        scales = self._gather(stacks, attrgetter("scales"), SCALE_DTYPES[fmt.scale], grouped)
+        biases: Sequence[Tensor | None] = [None] * len(stacks)
+        if first.bias is not None:
+            biases = self._gather(stacks, attrgetter("bias"), _DTYPES[first.bias.dtype], lead)
+        parts = zip(stacks, packed, scales, biases, strict=True)
+        return [_canonical(sources, p, s, bias, stacked=stacked) for sources, p, s, bias in parts]
 
     def _gather(
-        self, sources: Sequence[MatrixSource], infos: Sequence[TensorInfo], dtype: torch.dtype, shape: tuple[int, ...]
-    ) -> Tensor:
-        """One tensor [*shape] with a share of equal size for every source, read in place."""
+        self,
+        stacks: Sequence[Sequence[MatrixSource]],
+        tensor_of: Callable[[MatrixSource], TensorInfo],
+        dtype: torch.dtype,
+        shape: tuple[int, ...],
+    ) -> list[Tensor]:
+        """One tensor [*shape] for each stack, with a share of equal size for every source, read in place."""
         size = math.prod(shape) * dtype.itemsize
-        buffer, share = _buffer(size), size // len(sources)
-        for number, (source, info) in enumerate(zip(sources, infos, strict=True)):
-            self._fill(buffer[number * share : (number + 1) * share], source, info)
-        return _tensor(buffer, dtype, shape)
+        buffers, share = [_buffer(size) for _ in stacks], size // len(stacks[0])
+        for number, sources in enumerate(zip(*stacks, strict=True)):
+            shares = [buffer[number * share : (number + 1) * share] for buffer in buffers]
+            self._fill(shares, sources, [tensor_of(source) for source in sources])
+        return [_tensor(buffer, dtype, shape) for buffer in buffers]
 
-    def _fill(self, out: memoryview, source: MatrixSource, info: TensorInfo) -> None:
-        if source.fused is None or source.expert is None:
-            self._read(info, info.start, out)
-            return
-        first, step = source.fused
-        size = info.nbytes // info.shape[0]
-        start = info.start + source.expert * size
-        if step == 1:
-            self._read(info, start, out)
-            return
-        buffer = _buffer(size)
-        self._read(info, start, buffer)
-        rows = _tensor(buffer, torch.uint8, (info.shape[1], -1))[first::step]
-        _tensor(out, torch.uint8, tuple(rows.shape)).copy_(rows)
+    def _fill(self, outs: Sequence[memoryview], sources: Sequence[MatrixSource], infos: Sequence[TensorInfo]) -> None:
+        rows: dict[str, Tensor] = {}
+        for out, source, info in zip(outs, sources, infos, strict=True):
+            if source.fused is None or source.expert is None:
+                self._read(info, info.start, out)
+                continue
+            (first, step), size = source.fused, info.nbytes // info.shape[0]
+            start = info.start + source.expert * size
+            if step == 1:
+                self._read(info, start, out)
+                continue
+            if info.name not in rows:
+                buffer = _buffer(size)
+                self._read(info, start, buffer)
+                rows[info.name] = _tensor(buffer, torch.uint8, (info.shape[1], -1))
+            chosen = rows[info.name][first::step]
+            _tensor(out, torch.uint8, tuple(chosen.shape)).copy_(chosen)
 
     def _read(self, info: TensorInfo, start: int, out: memoryview) -> None:
         if info.file not in self._files:
@@ -134,6 +137,28 @@ class Checkpoint:
         file.seek(start)
         if file.readinto(out) != len(out):
             raise info.error("ends before its last byte: the file has changed since it was planned")
+
+
+def _canonical(
+    sources: Sequence[MatrixSource], packed: Tensor, scales: Tensor, bias: Tensor | None, *, stacked: bool
+) -> Matrix:
+    first = sources[0]
+    zero = (scales.view(torch.uint8).view(len(sources), -1) == 0).all(-1)
+    if bool(zero.any()):
+        empty = sources[int(zero.nonzero()[0])]
+        raise empty.scales.error("is all zeros: the scales were never filled in")
+    try:
+        return Matrix(
+            name=first.name.replace(".experts.0.", ".experts.*.") if stacked else first.name,
+            format=first.scheme.weights,
+            packed=packed,
+            scales=scales,
+            global_scale=_multipliers([source.global_scale for source in sources]),
+            input_global_scale=_multipliers([source.input_global_scale for source in sources]),
+            bias=bias,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{first.packed.file}: {error}") from error
 
 
 def _buffer(size: int) -> memoryview:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from halfbyte.checkpoints.headers import TensorInfo
-from halfbyte.errors import CheckpointError
 from halfbyte.problems import Problem
 from halfbyte.schemes import Scheme
 
@@ -25,41 +23,6 @@ PROJECTIONS: Final[Mapping[str, Role]] = {
     "w2": "down",
 }
 _EXPERT: Final = re.compile(r"(?P<layer>.+\.experts)\.(?P<expert>\d+)\.(?P<projection>.+)")
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """A JSON file of the checkpoint, or a part of it, that can say what is wrong with it."""
-
-    file: Path
-    values: Mapping[str, Any]
-
-    def find(self, *keys: str) -> Any:
-        """The first value that is there and not null, at the top or in text_config; None if there is none."""
-        nested = self.values.get("text_config")
-        for values in (self.values, nested if isinstance(nested, Mapping) else {}):
-            for key in keys:
-                if values.get(key) is not None:
-                    return values[key]
-        return None
-
-    def objects(self, key: str) -> Mapping[str, Mapping[str, Any]]:
-        """The JSON object of JSON objects under `key`; empty if there is none."""
-        values = self.values.get(key) or {}
-        if not isinstance(values, Mapping) or not all(isinstance(value, Mapping) for value in values.values()):
-            raise self.error(f"{key} is {values!r}, expected an object of objects")
-        return values
-
-    def names(self, key: str) -> tuple[str, ...]:
-        """The list of strings under `key`; empty if there is none."""
-        values = self.values.get(key) or ()
-        if isinstance(values, str) or not all(isinstance(value, str) for value in values):
-            raise self.error(f"{key} is {values!r}, expected a list of names")
-        return tuple(values)
-
-    def error(self, what: str) -> CheckpointError:
-        """An error about this file, which names it."""
-        return CheckpointError(f"{self.file}: {what}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from halfbyte.conformance.environment import Environment
 from halfbyte.conformance.subject import Subject
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_cpu_thread(kernel_environment: Environment) -> Iterator[None]:
+    """On a CPU, math libraries split sums by how busy the cores are: the same call then gives other last bits."""
+    threads = torch.get_num_threads()
+    if kernel_environment.device.type == "cpu":
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _bound(name: str) -> Callable[..., Subject]:

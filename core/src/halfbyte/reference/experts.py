@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import ClassVar, Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,13 @@ from halfbyte.reference.packing import (
     KeepDequantized,
     KeepPacked,
     Store,
-    has_input_scale,
     keep_input_scale,
     quantize_input,
 )
 from halfbyte.weights import ExpertsWeights
+
+#: Present where gate and up have the same input scale: gate's quantized input serves both.
+_ONE_INPUT: Final = "one_input"
 
 
 class Reference:
@@ -41,9 +43,10 @@ class Reference:
             tensors |= self.store.keep(name, matrix, dtype)
             if matrix.bias is not None:
                 tensors[f"{name}_bias"] = matrix.bias.detach().to(dtype, copy=True)
-            # Where gate and up agree, gate's quantized input serves both.
-            if matrix is not up or gate is None or not same_scale(gate.input_global_scale, up.input_global_scale):
-                tensors |= keep_input_scale(name, matrix, problem.scheme)
+            tensors |= keep_input_scale(name, matrix, problem.scheme)
+        if gate is not None and same_scale(gate.input_global_scale, up.input_global_scale):
+            # A mark without bytes. Up's own scale is kept all the same: what is resident never depends on numbers.
+            tensors[_ONE_INPUT] = torch.empty(0, device=up.packed.device)
         return tensors
 
     def apply(
@@ -72,7 +75,7 @@ class Reference:
         problem = cast("ExpertsProblem", packed.problem)
         first = quantize_input(x, packed, "gate" if problem.gated else "up", expert)
         gate = self._project(first, packed, "gate", expert) if problem.gated else None
-        if problem.gated and has_input_scale(packed, "up"):
+        if problem.gated and _ONE_INPUT not in packed.tensors:
             first = quantize_input(x, packed, "up", expert)
         up = self._project(first, packed, "up", expert)
         hidden = activate(problem.activation, gate, up)

@@ -78,14 +78,10 @@ def keep_input_scale(name: str, matrix: Matrix, scheme: Scheme) -> dict[str, Ten
     if matrix.input_global_scale is None:
         raise CheckpointError(
             f"{matrix.name}: {scheme} quantizes activations with a calibrated input global scale, and there is none; "
-            f"calibrate the checkpoint, or load it as {scheme.weight_only}"
+            "calibrate the checkpoint anew, or run it weight-only: set input_activations to null in the "
+            "quantization_config of its config.json"
         )
     return _keep_scale(f"{name}_input", matrix.input_global_scale, matrix.packed.device)
-
-
-def has_input_scale(packed: Packed, name: str) -> bool:
-    """Whether the matrix has a calibrated scale of its own for its input."""
-    return f"{name}_input_table" in packed.tensors
 
 
 def quantize_input(x: Tensor, packed: Packed, name: str, expert: int | None = None) -> Tensor:
