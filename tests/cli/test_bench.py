@@ -8,9 +8,10 @@ SMALL = ("bench", "--op", "linear", "--scheme", "mxfp4-w4a16", "--shape", "64x64
 def test_every_kernel_is_compared_then_timed_beside_torch(halfbyte):
     answer = halfbyte(*SMALL, "--json")
     assert answer.code == 0
-    kernels = [(row["m"], row["kernel"]) for row in answer.data["rows"]]
+    measured = [row for row in answer.data["rows"] if row["m"] is not None]
+    kernels = [(row["m"], row["kernel"]) for row in measured]
     assert kernels[:3] == [(1, "torch (dense)"), (1, "dequantized"), (1, "reference")]
-    assert all(row["ok"] and row["error"] <= row["tolerance"] and row["median_us"] > 0 for row in answer.data["rows"])
+    assert all(row["ok"] and row["error"] <= row["tolerance"] and row["median_us"] > 0 for row in measured)
 
 
 def test_what_may_not_run_is_listed_with_its_refusal(halfbyte):
@@ -40,4 +41,5 @@ def test_experts_are_measured_too(halfbyte):
     sizes = ("--experts", "4", "--top-k", "2", "--hidden", "64", "--intermediate", "32", "--m", "2", "--device", "cpu")
     answer = halfbyte("bench", "--op", "experts", "--scheme", "nvfp4-w4a16", *sizes, "--json")
     assert answer.code == 0
-    assert {row["kernel"] for row in answer.data["rows"]} == {"torch (dense)", "dequantized", "reference"}
+    measured = {row["kernel"] for row in answer.data["rows"] if row["m"] is not None}
+    assert measured == {"torch (dense)", "dequantized", "reference"}

@@ -1,0 +1,86 @@
+"""The CUDA driver, called directly: loading machine code and launching it on torch's current stream."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halfbyte.errors import PluginError
+from halfbyte_cuda_marlin.nvrtc import Macros, machine_code
+
+#: Shared memory that one block of threads may ask for on Hopper, in bytes.
+SHARED_MEMORY = 231_424
+_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+
+
+class _Config(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint) for name in ("gx", "gy", "gz", "bx", "by", "bz", "shared")),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.c_void_p),
+        ("count", ctypes.c_uint),
+    )
+
+
+@functools.cache
+def _cuda() -> Any:
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+
+
+@functools.cache
+def function(kernel: str, name: str, device: int, arch: str, macros: Macros = ()) -> ctypes.c_void_p:
+    """The kernel compiled for these macros and loaded on a device; PluginError if that fails."""
+    module, loaded = ctypes.c_void_p(), ctypes.c_void_p()
+    code = machine_code(kernel, arch, macros)
+    with torch.cuda.device(device):
+        torch.cuda.current_stream()  # makes the device's context
+        _check(_cuda().cuModuleLoadData(ctypes.byref(module), code), "cuModuleLoadData")
+        _check(_cuda().cuModuleGetFunction(ctypes.byref(loaded), module, name.encode()), "cuModuleGetFunction")
+        if kernel != "pack":
+            attribute = _MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _check(_cuda().cuFuncSetAttribute(loaded, attribute, SHARED_MEMORY), "cuFuncSetAttribute")
+    return loaded
+
+
+def launch(
+    kernel: ctypes.c_void_p,
+    blocks: int,
+    threads: int,
+    shared: int,
+    arguments: ctypes.Structure,
+    tensor_map: int | None = None,
+) -> None:
+    """Launch on torch's current stream of the current device; `tensor_map` is the address of a second argument."""
+    stream = torch.cuda.current_stream().cuda_stream
+    config = _Config(blocks, 1, 1, threads, 1, 1, shared, stream, None, 0)
+    addresses = (ctypes.addressof(arguments), *(() if tensor_map is None else (tensor_map,)))
+    parameters = (ctypes.c_void_p * len(addresses))(*addresses)
+    _check(_cuda().cuLaunchKernelEx(ctypes.byref(config), kernel, parameters, None), "cuLaunchKernelEx")
+
+
+def tensor_map(x: Tensor, rows: int) -> tuple[Any, int]:
+    """(memory to keep, address) of a map of x [M, K] in boxes of `rows` x 64, 128-byte swizzle, zeros outside."""
+    memory = ctypes.create_string_buffer(192)
+    address = (ctypes.addressof(memory) + 63) & ~63
+    m, k = x.shape
+    kind = 9 if x.dtype == torch.bfloat16 else 6
+    sizes, strides = (ctypes.c_uint64 * 2)(k, m), (ctypes.c_uint64 * 1)(2 * k)
+    box, steps = (ctypes.c_uint32 * 2)(64, rows), (ctypes.c_uint32 * 2)(1, 1)
+    start = ctypes.c_void_p(x.data_ptr())
+    failed = _cuda().cuTensorMapEncodeTiled(
+        ctypes.c_void_p(address), kind, 2, start, sizes, strides, box, steps, 0, 3, 3, 0
+    )
+    _check(failed, "cuTensorMapEncodeTiled")
+    return memory, address
+
+
+def _check(failed: int, what: str) -> None:
+    if failed:
+        raise PluginError(f"marlin.cuda: {what} failed with CUDA driver error {failed}")

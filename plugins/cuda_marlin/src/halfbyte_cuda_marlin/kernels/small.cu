@@ -1,0 +1,337 @@
+// W4A16 linear for small M: y[M,N] = x[M,K] @ W[N,K]^T * row_mult[N] + bias[N], W in FP4 (E2M1) with block scales.
+// Weights are the A operand of mma.m16n8k16 (16 rows of W), tokens are its n8 columns: M <= 8*NT.
+// Compile-time: FMT (0 NVFP4, 1 MXFP4), BF16 (1 bf16, 0 fp16), NT (n-tiles of 8 tokens), WARPS, PIPE (how weights
+// arrive: 0 registers, 1 cp.async, 2 bulk copies, SM90), STAGES (units of 2304 or 2176 bytes in flight per warp).
+
+#define THREADS (WARPS * 32)
+#define SV (SCALE_BYTES / 128)         // 16-byte scale loads of a thread per unit
+#define REDS 36                        // floats from one token to the next in a warp's partial tile: no bank conflicts
+
+struct Args {
+  const u16* x; const u8* w; const float* row_mult; const u16* bias; u16* y;
+  float* part; u32* counter;  // sums of split blocks: two slots per CTA; a counter (zero between calls) per block
+  int m, n, k;          // real sizes; k is a multiple of 8
+  int units;            // padded K / 128
+  int tiles;            // padded N / 32
+  int blocks;           // tiles / wn, rounded up: a block is 32*wn rows
+  int wn, wk;           // warps along rows and along K; wn * wk == WARPS
+  int chunk;            // units of x in shared memory at a time (two buffers), or all of K once if chunk == units
+  int xstride;          // bytes from one token to the next in shared memory: chunk * 256 + 16
+  int grain;            // units that are not divided among CTAs: g.units keeps blocks whole, 1 balances best
+  int batch;            // whole blocks whose warp sums are kept before they are added up
+};
+
+__device__ __forceinline__ uint4 ldg16(const u8* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+  return v;
+}
+__device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+#if BF16
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#else
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#endif
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void ldmatrix4(u32 (&r)[4], u32 addr) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(addr));
+}
+struct Unit { uint4 w[4]; uint4 s[SV]; };  // what one thread holds of 32 rows x 128 columns
+
+__device__ __forceinline__ void load(Unit& u, const u8* p, int lane) {
+#pragma unroll
+  for (int i = 0; i < 4; i++) u.w[i] = ldg16(p + i * 512 + lane * 16);
+#pragma unroll
+  for (int i = 0; i < SV; i++) u.s[i] = ldg16(p + 2048 + i * 128 + (lane >> 2) * 16);
+}
+
+// 32 rows x 128 columns. xn: where this lane's ldmatrix row of each 8 tokens begins.
+__device__ __forceinline__ void compute(const Unit& u, const u32 (&xn)[NT], int off, u32 base, float (&acc)[2][NT][4]) {
+#pragma unroll
+  for (int c = 0; c < 4; c++) {  // k32: two mma steps
+    u32 b[NT][4];
+#pragma unroll
+    for (int n = 0; n < NT; n++) ldmatrix4(b[n], xn[n] + off + c * 64);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const uint4& q = u.w[r * 2 + c / 2];
+      u32 a0[4], a1[4];
+      decode(c % 2 ? q.z : q.x, c % 2 ? q.w : q.y, a0, a1);
+#if FMT == 0
+      const u32 sw = c == 0 ? u.s[r].x : c == 1 ? u.s[r].y : c == 2 ? u.s[r].z : u.s[r].w;
+      const u32 s0 = scales(sw, 0, base), s1 = scales(sw, 1, base);
+#else
+      const u32 sw = r ? (c / 2 ? u.s[0].w : u.s[0].z) : (c / 2 ? u.s[0].y : u.s[0].x);
+      const u32 s0 = scales(sw, c % 2, base), s1 = s0;
+#endif
+      const u32 s0l = low2(s0), s0h = high2(s0), s1l = low2(s1), s1h = high2(s1);
+      a0[0] = mul2(a0[0], s0l); a0[1] = mul2(a0[1], s0h); a0[2] = mul2(a0[2], s0l); a0[3] = mul2(a0[3], s0h);
+      a1[0] = mul2(a1[0], s1l); a1[1] = mul2(a1[1], s1h); a1[2] = mul2(a1[2], s1l); a1[3] = mul2(a1[3], s1h);
+#pragma unroll
+      for (int n = 0; n < NT; n++) mma(acc[r][n], a0, b[n][0], b[n][1]);
+#pragma unroll
+      for (int n = 0; n < NT; n++) mma(acc[r][n], a1, b[n][2], b[n][3]);
+    }
+  }
+}
+
+__device__ __forceinline__ float4 add4(float4 a, float4 b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+__device__ __forceinline__ void store4(const Args& g, float4 v, int m, int n) {  // four rows of the result
+  float f[4] = {v.x, v.y, v.z, v.w};
+  u16 h[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if (n + i >= g.n) break;
+    f[i] *= g.row_mult[n + i];
+    if (g.bias) f[i] += to_float(g.bias[n + i]);
+    h[i] = from_float(f[i]);
+  }
+  u16* y = g.y + (u64)m * g.n + n;
+  if (g.n % 4 == 0) {
+    if (n < g.n) *(uint2*)y = make_uint2(h[0] | (u32)h[1] << 16, h[2] | (u32)h[3] << 16);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (n + i < g.n) y[i] = h[i];
+  }
+}
+
+// All (block, unit) pairs, K fastest, are dealt out evenly: each CTA takes one flat range. A block that
+// lies in one range is finished there; the sums of a block that is cut meet in g.part.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) fp4_small(const __grid_constant__ Args g) {
+  extern __shared__ __align__(128) u8 smem[];
+  const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
+  const int wn = warp / g.wk, wk = warp % g.wk;
+  const int total = g.blocks * g.units, ctas = gridDim.x;
+  const int share = total / g.grain / ctas, more = total / g.grain - share * ctas;   // the first `more` take one more
+  auto begin = [&](int c) { return (c * share + min(c, more)) * g.grain; };
+  const int f0 = begin(blockIdx.x), f1 = begin(blockIdx.x + 1);
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+
+  // Weights first. Each warp has a ring of its own and runs STAGES units ahead: flat units f0+wk, f0+wk+g.wk, ...
+  int pf = f0 + wk, pb = pf / g.units, pu = pf - pb * g.units;
+#if PIPE > 0
+  const u32 ring = smem_addr(smem) + warp * (STAGES * UNIT);
+  u8* const xs = smem + WARPS * STAGES * UNIT + (PIPE == 2 ? WARPS * STAGES * 8 : 0);
+#else
+  u8* const xs = smem;
+  Unit buf[STAGES];
+#endif
+#if PIPE == 2
+  const u32 bars = smem_addr(smem) + WARPS * STAGES * UNIT + warp * STAGES * 8;
+  if (lane == 0) {
+    for (int i = 0; i < STAGES; i++) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(bars + i * 8));
+    asm volatile("fence.mbarrier_init.release.cluster;");
+  }
+  __syncwarp();
+#endif
+  auto fetch = [&](int stage) {
+    if (pf < f1 && pb * g.wn + wn < g.tiles) {
+      const u8* p = g.w + ((u64)(pb * g.wn + wn) * g.units + pu) * UNIT;
+#if PIPE == 2
+      if (lane == 0) {
+        asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(bars + stage * 8), "r"(UNIT));
+        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                         ring + stage * UNIT), "l"(p), "r"(UNIT), "r"(bars + stage * 8) : "memory");
+      }
+#elif PIPE == 1
+      const u32 d = ring + stage * UNIT;
+#pragma unroll
+      for (int i = 0; i < UNIT / 512; i++) cp_async(d + i * 512 + lane * 16, p + i * 512 + lane * 16, 16);
+      if (lane < SCALE_BYTES % 512 / 16) cp_async(d + 2048 + lane * 16, p + 2048 + lane * 16, 16);
+#else
+      load(buf[stage], p, lane);
+#endif
+    }
+#if PIPE == 1
+    asm volatile("cp.async.commit_group;");
+#endif
+    pf += g.wk;
+    pu += g.wk;
+    if (pu >= g.units) { pu -= g.units; pb++; }   // g.wk <= g.units
+  };
+
+  // x: columns of `len` units, zeros beyond K. Whatever an earlier kernel may have written is read after the wait.
+  const int xbytes = g.m * g.xstride;
+  const bool resident = g.chunk == g.units;
+  float* const red = (float*)(xs + (resident ? 1 : 2) * xbytes);
+  auto fetch_x = [&](int u, int len, int buffer) {
+    const u32 d = smem_addr(xs) + buffer * xbytes;
+    const int pieces = len * 16, xwarp = len / 2 + len % 2, all = xwarp * g.m;
+    const int turn = (u64)blockIdx.x * all / ctas;  // each CTA begins elsewhere, lest all ask one L2 slice at a time
+    for (int j = warp; j < all; j += WARPS) {
+      const int i = j + turn < all ? j + turn : j + turn - all;
+      const int m = i / xwarp, c = (i - m * xwarp) * 32 + lane, k = u * 128 + c * 8;
+      if (c < pieces) {
+        const bool in = k < g.k;
+        cp_async(d + m * g.xstride + c * 16, in ? g.x + (u64)m * g.k + k : g.x, in ? 16 : 0);
+      }
+    }
+  };
+  auto chunk_len = [&](int f, int u) { return min(min(g.chunk, g.units - u), f1 - f); };
+
+  int f = f0, b = f0 / g.units, u = f0 - b * g.units;
+#if PIPE == 1
+  // x's group must be the first to be waited for
+#else
+#pragma unroll
+  for (int i = 0; i < STAGES; i++) fetch(i);
+#endif
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+  if (resident) fetch_x(0, g.units, 0);
+  else fetch_x(u, chunk_len(f, u), 0);
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#if PIPE == 1
+#pragma unroll
+  for (int i = 0; i < STAGES; i++) fetch(i);
+#endif
+
+  u32 xn[NT];  // ldmatrix: lanes 8j..8j+7 address 8 tokens of the j-th 8 columns; tokens beyond M repeat the last one
+#pragma unroll
+  for (int n = 0; n < NT; n++)
+    xn[n] = smem_addr(xs) + (lane / 8) * 16 + min(n * 8 + lane % 8, g.m - 1) * g.xstride;
+  const int wred = g.m * REDS, quads = 8 * g.wn * g.m;
+  u32 base;
+  asm volatile("mov.u32 %0, 0x60006000;" : "=r"(base));
+  float acc[2][NT][4];
+#pragma unroll
+  for (int i = 0; i < 2 * NT * 4; i++) (&acc[0][0][0])[i] = 0.f;
+
+  int mine = f0 + wk, stage = 0, phase = 0, buffer = 0, kept = 0;   // `mine`: this warp's next flat unit
+  bool first = true;
+  while (f < f1) {
+    const int len = chunk_len(f, u);
+    if (!resident || first) {
+#if PIPE == 1
+      if (first) asm volatile("cp.async.wait_group %0;" ::"n"(STAGES) : "memory");
+      else
+#endif
+      asm volatile("cp.async.wait_group 0;" ::: "memory");
+      __syncthreads();   // this chunk has arrived, and all have finished with the other buffer
+      if (!resident && f + len < f1) {
+        const int u2 = u + len == g.units ? 0 : u + len;
+        fetch_x(u2, chunk_len(f + len, u2), buffer ^ 1);
+        asm volatile("cp.async.commit_group;" ::: "memory");
+      }
+    }
+    const int tile = b * g.wn + wn;
+    const int xoff = buffer * xbytes + (resident ? u : 0) * 256;
+    while (mine < f + len) {
+      const int i0 = stage;
+#pragma unroll
+      for (int i = 0; i < STAGES; i++) {
+        if (i < i0 || mine >= f + len) continue;
+        const int off = xoff + (mine - f) * 256;
+        if (tile < g.tiles) {
+#if PIPE == 0
+          compute(buf[i], xn, off, base, acc);
+#else
+#if PIPE == 2
+          asm volatile(
+              "{\n.reg .pred p;\nWAIT: mbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@!p bra WAIT;\n}" ::"r"(
+                  bars + i * 8), "r"(phase) : "memory");
+#else
+          asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory");
+          __syncwarp();
+#endif
+          Unit v;
+          const u32 a = ring + i * UNIT;
+#pragma unroll
+          for (int j = 0; j < 4; j++) v.w[j] = lds16(a + j * 512 + lane * 16);
+#pragma unroll
+          for (int j = 0; j < SV; j++) v.s[j] = lds16(a + 2048 + j * 128 + (lane / 4) * 16);
+          __syncwarp();
+          fetch(i);
+          compute(v, xn, off, base, acc);
+#endif
+        }
+#if PIPE == 0
+        fetch(i);
+#endif
+        mine += g.wk;
+        stage = i + 1;
+      }
+      if (stage == STAGES) { stage = 0; phase ^= 1; }
+    }
+    f += len;
+    u += len;
+    buffer ^= !resident;
+    if (u == g.units || f == f1) {  // the block, or this CTA's part of it, is done: add up the warps that split K
+      if (resident && kept == 0 && !first) __syncthreads();
+      float* const p = red + (kept * WARPS + warp) * wred;
+#pragma unroll
+      for (int r = 0; r < 2; r++)
+#pragma unroll
+        for (int n = 0; n < NT; n++)
+#pragma unroll
+          for (int j = 0; j < 4; j++) {
+            const int m = n * 8 + (lane % 4) * 2 + (j & 1);
+            if (m < g.m) p[m * REDS + r * 16 + lane / 4 + (j & 2) * 4] = acc[r][n][j];
+            acc[r][n][j] = 0.f;
+          }
+      if (++kept == g.batch || f == f1) {
+        __syncthreads();
+        const bool whole = u == g.units && f0 <= b * g.units;
+        float* const slot = g.part + (u64)(2 * blockIdx.x + (f0 <= b * g.units)) * 32 * g.wn * g.m;
+        for (int o = tid; o < quads * kept; o += THREADS) {
+          const int row = o % 8 * 4, i = o / 8 / g.m, m = o / 8 - i * g.m, d = i / g.wn, w = i - d * g.wn;
+          const float* q = red + (d * WARPS + w * g.wk) * wred + m * REDS + row;
+          float4 v = *(const float4*)q;
+#pragma unroll 8
+          for (int j = 1; j < g.wk; j++) v = add4(v, *(const float4*)(q + j * wred));
+          if (!whole) __stcg((float4*)slot + o, v);
+          else store4(g, v, m, ((b - kept + 1 + d) * g.wn + w) * 32 + row);
+        }
+        kept = 0;
+      }
+      if (u == g.units) { u = 0; b++; }
+    }
+    first = false;
+  }
+
+  // Blocks that are cut: the last CTA to arrive adds up the parts in the order of K, so the result is always the same.
+  const int bl = f0 / g.units, bh = (f1 - 1) / g.units;
+  const bool cutl = f0 > bl * g.units || f1 < (bl + 1) * g.units, cuth = bh > bl && f1 < (bh + 1) * g.units;
+  if (f0 == f1 || (!cutl && !cuth)) return;
+  __shared__ u32 last[2];
+  auto owner = [&](int v) {
+    const int cut = more * (share + 1);   // only where the grain is 1
+    return v < cut ? v / (share + 1) : more + (v - cut) / share;
+  };
+  __syncthreads();
+  if (tid < 2) {
+    const int blk = tid ? bh : bl;
+    u32 is_last = 0;
+    if (tid ? cuth : cutl) {
+      const u32 parts = owner((blk + 1) * g.units - 1) - owner(blk * g.units);
+      __threadfence();   // after the barrier: covers what all threads of this CTA wrote
+      is_last = atomicInc(g.counter + blk, parts) == parts;
+      __threadfence();
+    }
+    last[tid] = is_last;
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int j = 0; j < 2; j++) {
+    if (!last[j]) continue;
+    const int blk = j ? bh : bl, c0 = owner(blk * g.units), c1 = owner((blk + 1) * g.units - 1);
+    for (int o = tid; o < quads; o += THREADS) {
+      float4 v = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 8
+      for (int c = c0; c <= c1; c++)
+        v = add4(v, __ldcg((const float4*)(g.part + (u64)(2 * c + (begin(c) <= blk * g.units)) * 32 * g.wn * g.m) + o));
+      const int w = o / 8 / g.m, m = o / 8 - w * g.m;
+      if (blk * g.wn + w < g.tiles) store4(g, v, m, (blk * g.wn + w) * 32 + o % 8 * 4);
+    }
+  }
+}

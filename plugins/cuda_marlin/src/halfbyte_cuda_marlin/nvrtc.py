@@ -1,0 +1,105 @@
+"""CUDA C++ to machine code at run time, through NVRTC; what was compiled once is kept on disk."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import sys
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from halfbyte.errors import PluginError
+
+#: What a kernel is compiled for: names and values of its macros.
+Macros = tuple[tuple[str, int], ...]
+
+
+@functools.cache
+def machine_code(kernel: str, arch: str, macros: Macros) -> bytes:
+    """The cubin of kernels/KERNEL.cu for "sm_90a" and these macros; PluginError with NVRTC's log if it fails."""
+    text = source(kernel, dict(macros))
+    names = [f"--gpu-architecture={arch}", "--std=c++17", *(f"-D{name}={value}" for name, value in macros)]
+    identity = repr((text, names, version("cuda-bindings"))).encode()
+    kept = _cache_folder() / f"{kernel}-{hashlib.sha256(identity).hexdigest()[:24]}.cubin"
+    if kept.is_file():
+        return kept.read_bytes()
+    cubin = _compile(kernel, text, names)
+    _keep(kept, cubin)
+    return cubin
+
+
+def source(kernel: str, macros: dict[str, int]) -> str:
+    """The complete source of a kernel: no file is included when it is compiled."""
+    folder = files("halfbyte_cuda_marlin") / "kernels"
+    own = (folder / f"{kernel}.cu").read_text(encoding="utf-8")
+    if kernel == "pack":
+        return own
+    shared = (folder / "fp4.cuh").read_text(encoding="utf-8")
+    return shared + (_wgmma(macros["NTOK"], bf16=bool(macros["BF16"])) if "NTOK" in macros else "") + own
+
+
+def _wgmma(tokens: int, *, bf16: bool) -> str:
+    """`wgmma(d, a, desc, keep)`: 64 rows of W from registers times `tokens` columns of x from shared memory."""
+    count, kind = tokens // 2, "bf16" if bf16 else "f16"
+    sums = ", ".join(f"%{i}" for i in range(count))
+    a = ", ".join(f"%{count + i}" for i in range(4))
+    outputs = ", ".join(f'"+f"(d[{i}])' for i in range(count))
+    return (
+        f"__device__ __forceinline__ void wgmma(float (&d)[{count}], const u32 (&a)[4], u64 desc, int keep) {{\n"
+        f'  asm volatile("{{.reg .pred p; setp.ne.b32 p, %{count + 5}, 0;\\n"\n'
+        f'      "wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{kind}.{kind} "\n'
+        f'      "{{{sums}}}, {{{a}}}, %{count + 4}, p, 1, 1, 0;}}"\n'
+        f'      : {outputs} : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(desc), "r"(keep));\n}}\n'
+    )
+
+
+def _compile(kernel: str, text: str, options: list[str]) -> bytes:
+    nvrtc = _nvrtc()
+    _, program = nvrtc.nvrtcCreateProgram(text.encode(), f"{kernel}.cu".encode(), 0, [], [])
+    (failed,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
+    if int(failed):
+        _, size = nvrtc.nvrtcGetProgramLogSize(program)
+        log = b" " * size
+        nvrtc.nvrtcGetProgramLog(program, log)
+        raise PluginError(f"marlin.cuda: NVRTC cannot compile {kernel}.cu for {options}:\n{log.decode().strip()}")
+    _, size = nvrtc.nvrtcGetCUBINSize(program)
+    cubin = b" " * size
+    nvrtc.nvrtcGetCUBIN(program, cubin)
+    return bytes(cubin)
+
+
+def _nvrtc() -> Any:
+    """NVRTC's bindings, their library loaded; PluginError that says which release fits torch if there is none."""
+    import torch
+
+    try:
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()
+    except Exception as error:  # the bindings raise RuntimeError or worse when they do not find the library
+        cuda = (torch.version.cuda or "13").partition(".")[0]
+        raise PluginError(
+            f"marlin.cuda: NVRTC cannot be loaded ({error}). Its bindings must be of the CUDA release that torch was "
+            f"built for: pip install 'cuda-bindings=={cuda}.*'"
+        ) from error
+    return nvrtc
+
+
+def _cache_folder() -> Path:
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "halfbyte"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "halfbyte"
+
+
+def _keep(file: Path, content: bytes) -> None:
+    """Write atomically; a folder that cannot be written only costs compiling again next time."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        own = file.with_suffix(f".{os.getpid()}")
+        own.write_bytes(content)
+        own.replace(file)
+    except OSError:
+        return

@@ -1,0 +1,45 @@
+"""Plans of launches: whatever the sizes, they fit the card, and every part of the work is somebody's."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from halfbyte_cuda_marlin import nvrtc, small, wide
+from halfbyte_cuda_marlin.driver import SHARED_MEMORY
+
+SIZES = {
+    "tiles": st.integers(1, 4000),
+    "units": st.integers(1, 500),
+    "unit_bytes": st.sampled_from([2304, 2176]),
+    "processors": st.sampled_from([78, 114, 132]),
+}
+
+
+@given(m=st.integers(1, 16), **SIZES)
+def test_a_plan_for_few_rows_fits_shared_memory_and_divides_k_among_its_warps(m, tiles, units, unit_bytes, processors):
+    plan = small.plan(m, tiles, units, unit_bytes, processors)
+    assert plan.shared <= SHARED_MEMORY
+    assert plan.wn * plan.wk <= 32
+    assert plan.wk <= max(units, 1)
+    assert plan.blocks * plan.wn >= tiles
+    assert 1 <= plan.chunk <= units
+    assert plan.chunk == units or plan.chunk % plan.wk == 0
+    assert plan.batch >= 1
+    assert plan.ctas >= 1
+
+
+@given(m=st.integers(9, 10_000), **SIZES)
+def test_a_plan_for_many_rows_fits_shared_memory_and_covers_all(m, tiles, units, unit_bytes, processors):
+    plan = wide.plan(m, tiles, units, unit_bytes, processors)
+    assert plan.shared <= SHARED_MEMORY
+    assert plan.blocks * plan.groups * 2 >= tiles
+    assert plan.token_tiles * plan.tokens >= m
+    assert 1 <= plan.ctas <= processors
+
+
+@given(m=st.integers(9, 5000), bf16=st.booleans(), mxfp4=st.booleans(), **SIZES)
+def test_every_source_is_complete(m, bf16, mxfp4, tiles, units, unit_bytes, processors):
+    plan = wide.plan(m, tiles, units, unit_bytes, processors)
+    text = nvrtc.source("wide", dict(wide.macros(plan, mxfp4=mxfp4, bf16=bf16)))
+    assert f"m64n{plan.tokens}k16" in text
+    assert "#include" not in text
+    assert text.count("fp4_wide(") == 1
