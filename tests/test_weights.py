@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -128,3 +129,19 @@ def test_different_input_scales_cannot_be_shared() -> None:
 def test_weights_without_a_gate_or_without_global_scales_are_shared_as_they_are() -> None:
     for known in (known_experts(MXFP4_W4A16, E, H, I), known_experts(NVFP4_W4A16, E, H, I, gated=False)):
         assert known.weights.with_shared_global_scale() is known.weights
+
+
+@pytest.mark.parametrize("order", ["gate-up", "up-gate", "interleaved"])
+def test_gate_and_up_are_fused_in_the_order_that_is_asked_for(
+    order: Literal["gate-up", "up-gate", "interleaved"],
+) -> None:
+    known = known_experts(NVFP4_W4A16, E, H, I).weights
+    gate = known.gate
+    assert gate is not None
+    fused = known.fused_gate_up(order)
+    parts = {"gate-up": (slice(0, I), slice(I, None)), "up-gate": (slice(I, None), slice(0, I))}
+    gate_rows, up_rows = parts.get(order, (slice(0, None, 2), slice(1, None, 2)))
+    assert torch.equal(fused.packed[:, gate_rows], gate.packed)
+    assert torch.equal(fused.packed[:, up_rows], known.up.packed)
+    assert torch.equal(fused.scales[:, gate_rows].view(torch.uint8), gate.scales.view(torch.uint8))
+    assert torch.equal(fused.scales[:, up_rows].view(torch.uint8), known.up.scales.view(torch.uint8))

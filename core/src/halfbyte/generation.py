@@ -36,8 +36,10 @@ def stream(
         raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
     if not 0 <= temperature < math.inf:
         raise UsageError(f"temperature is {temperature}; it must be finite and not negative")
-    if not prompt.isprintable() and any("\ud800" <= character <= "\udfff" for character in prompt):
-        raise UsageError("the prompt is not valid Unicode: it has bytes that could not be decoded")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the prompt is not valid Unicode: {error}") from error
     prompt_ids: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
     if not prompt_ids:
         raise UsageError("the prompt has no tokens; write at least one character")

@@ -37,10 +37,7 @@ def find(quantization: Config, tensors: Mapping[str, TensorInfo]) -> Found:
     """Every quantized matrix of a compressed-tensors checkpoint; CheckpointError for what cannot be run."""
     _check_whole(quantization)
     found = find_matrices(tensors, SPELLING, _Targets(quantization).scheme_of)
-    if quantization.mapping("kv_cache_scheme"):
-        note = "kv_cache_scheme is not applied: keys and values stay unquantized"
-        return Found(found.matrices, found.used, found.ignored, (note,))
-    return found
+    return found.without_cache_quantization() if quantization.mapping("kv_cache_scheme") else found
 
 
 class _Targets:

@@ -30,10 +30,8 @@ _MIXED: Final = "MIXED_PRECISION"
 def find(quantization: Config, tensors: Mapping[str, TensorInfo]) -> Found:
     """Every quantized matrix of a ModelOpt checkpoint; CheckpointError for what cannot be run."""
     found = find_matrices(tensors, SPELLING, _Layers(quantization).scheme_of)
-    if quantization.text("kv_cache_quant_algo") or quantization.mapping("kv_cache_scheme"):
-        note = "the key-value cache's quantization is not applied: keys and values stay unquantized"
-        return Found(found.matrices, found.used, found.ignored, (note,))
-    return found
+    cache = quantization.text("kv_cache_quant_algo") or quantization.mapping("kv_cache_scheme")
+    return found.without_cache_quantization() if cache else found
 
 
 class _Layers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from halfbyte.checkpoints.headers import TensorInfo
@@ -59,6 +59,11 @@ class Found:
     used: frozenset[str]
     ignored: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+
+    def without_cache_quantization(self) -> Found:
+        """The same, with the note that the key-value cache's quantization, which the configuration asks for, is not."""
+        note = "the key-value cache's quantization is not applied: keys and values stay unquantized"
+        return replace(self, notes=(*self.notes, note))
 
 
 @dataclass(frozen=True, slots=True)

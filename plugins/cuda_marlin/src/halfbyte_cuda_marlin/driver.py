@@ -18,6 +18,10 @@ SHARED_MEMORY = 231_424
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
 
 
+#: How the arguments of both matrix kernels begin; `pointers` gives the values.
+POINTERS = tuple((name, ctypes.c_void_p) for name in ("x", "w", "row_mult", "bias", "y", "part", "counter"))
+
+
 class _Config(ctypes.Structure):
     """CUlaunchConfig."""
 
@@ -63,6 +67,11 @@ def launch(
     addresses = (ctypes.addressof(arguments), *(() if tensor_map is None else (tensor_map,)))
     parameters = (ctypes.c_void_p * len(addresses))(*addresses)
     _check(_cuda().cuLaunchKernelEx(ctypes.byref(config), kernel, parameters, None), "cuLaunchKernelEx")
+
+
+def pointers(*tensors: Tensor | None) -> tuple[int | None, ...]:
+    """The tensors' addresses on the device, in the order of POINTERS."""
+    return tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)
 
 
 def tensor_map(x: Tensor, rows: int) -> tuple[Any, int]:

@@ -14,7 +14,7 @@ from halfbyte.matrix import Matrix
 from halfbyte.problems import LinearProblem
 from halfbyte.weights import LinearWeights
 from halfbyte_cuda_marlin import small, wide
-from halfbyte_cuda_marlin.driver import function, launch
+from halfbyte_cuda_marlin.driver import function, launch, pointers
 from halfbyte_cuda_marlin.packing import UNIT_COLUMNS, UNIT_ROWS, byte_table, empty_units, pack_scales
 
 #: Numbers of rows that between them need every kernel that a layer can need.
@@ -91,7 +91,7 @@ def _pack_codes(matrix: Matrix, dtype: torch.dtype, units: Tensor) -> None:
     tiles, columns, size = units.shape
     group = matrix.format.group_size
     arguments = _PackArgs(
-        *(tensor.data_ptr() for tensor in (codes, scales, table, units)),
+        *pointers(codes, scales, table, units),
         *(matrix.n, matrix.k // 2, group, columns, tiles, size),
     )
     threads = tiles * columns * UNIT_ROWS * UNIT_COLUMNS // 32

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfbyte_cuda_marlin.driver import function, launch
+from halfbyte_cuda_marlin.driver import POINTERS, function, launch, pointers
 from halfbyte_cuda_marlin.nvrtc import Macros
 from halfbyte_cuda_marlin.workspace import workspace
 
@@ -20,7 +20,7 @@ _TOKEN_FLOATS = 36
 
 class _Args(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "w", "row_mult", "bias", "y", "part", "counter")),
+        *POINTERS,
         *((name, ctypes.c_int) for name in ("m", "n", "k", "units", "tiles", "blocks", "wn", "wk")),
         *((name, ctypes.c_int) for name in ("chunk", "xstride", "grain", "batch")),
     )
@@ -81,7 +81,7 @@ def _shape(m: int, tiles: int, units: int, processors: int) -> tuple[int, int, i
 def macros(m: int, own: Plan, *, mxfp4: bool, bf16: bool) -> Macros:
     """What small.cu is compiled for."""
     tiles = 1 if m <= 8 else 2
-    values = {"FMT": mxfp4, "BF16": bf16, "NT": tiles, "WARPS": own.wn * own.wk, "PIPE": 2, "STAGES": own.stages}
+    values = {"FMT": mxfp4, "BF16": bf16, "NT": tiles, "WARPS": own.wn * own.wk, "BULK": True, "STAGES": own.stages}
     return tuple((name, int(value)) for name, value in values.items())
 
 
@@ -99,13 +99,7 @@ def run(
     if not own.whole:
         part, counter = workspace(x.device, 2 * own.ctas * 32 * own.wn * m, own.blocks)
     arguments = _Args(
-        x.data_ptr(),
-        units.data_ptr(),
-        rows.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        None if part is None else part.data_ptr(),
-        None if counter is None else counter.data_ptr(),
+        *pointers(x, units, rows, bias, y, part, counter),
         m,
         n,
         k,

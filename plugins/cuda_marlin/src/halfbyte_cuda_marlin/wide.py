@@ -10,7 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from halfbyte_cuda_marlin.driver import function, launch, tensor_map
+from halfbyte_cuda_marlin.driver import POINTERS, function, launch, pointers, tensor_map
 from halfbyte_cuda_marlin.nvrtc import Macros
 from halfbyte_cuda_marlin.workspace import workspace
 
@@ -20,7 +20,7 @@ _STAGES: Final = {(32, 4): 6, (32, 2): 8, (64, 4): 6, (64, 2): 8, (128, 4): 4, (
 
 class _Args(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "w", "row_mult", "bias", "y", "part", "counter")),
+        *POINTERS,
         *((name, ctypes.c_int) for name in ("m", "n", "k", "units", "tiles", "blocks", "ttiles")),
     )
 
@@ -73,13 +73,7 @@ def run(
     (m, k), n = x.shape, y.shape[1]
     part, counter = workspace(x.device, 2 * own.ctas * 64 * own.groups * own.tokens, own.blocks * own.token_tiles)
     arguments = _Args(
-        x.data_ptr(),
-        units.data_ptr(),
-        rows.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        part.data_ptr(),
-        counter.data_ptr(),
+        *pointers(x, units, rows, bias, y, part, counter),
         m,
         n,
         k,

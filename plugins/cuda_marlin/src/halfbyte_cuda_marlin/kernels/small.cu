@@ -1,7 +1,7 @@
 // W4A16 linear for small M: y[M,N] = x[M,K] @ W[N,K]^T * row_mult[N] + bias[N], W in FP4 (E2M1) with block scales.
 // Weights are the A operand of mma.m16n8k16 (16 rows of W), tokens are its n8 columns: M <= 8*NT.
-// Compile-time: FMT (0 NVFP4, 1 MXFP4), BF16 (1 bf16, 0 fp16), NT (n-tiles of 8 tokens), WARPS, PIPE (how weights
-// arrive: 0 registers, 1 cp.async, 2 bulk copies, SM90), STAGES (units of 2304 or 2176 bytes in flight per warp).
+// Compile-time: FMT (0 NVFP4, 1 MXFP4), BF16 (1 bf16, 0 fp16), NT (n-tiles of 8 tokens), WARPS, STAGES (units in flight per
+// warp), BULK (weights arrive by 1 bulk copies, SM90, or 0 cp.async, SM80; only the first is used and was run).
 
 #define THREADS (WARPS * 32)
 #define SV (SCALE_BYTES / 128)         // 16-byte scale loads of a thread per unit
@@ -21,12 +21,6 @@ struct Args {
   int batch;            // whole blocks whose warp sums are kept before they are added up
 };
 
-__device__ __forceinline__ uint4 ldg16(const u8* p) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-  return v;
-}
 __device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #if BF16
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -41,13 +35,6 @@ __device__ __forceinline__ void ldmatrix4(u32 (&r)[4], u32 addr) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(addr));
 }
 struct Unit { uint4 w[4]; uint4 s[SV]; };  // what one thread holds of 32 rows x 128 columns
-
-__device__ __forceinline__ void load(Unit& u, const u8* p, int lane) {
-#pragma unroll
-  for (int i = 0; i < 4; i++) u.w[i] = ldg16(p + i * 512 + lane * 16);
-#pragma unroll
-  for (int i = 0; i < SV; i++) u.s[i] = ldg16(p + 2048 + i * 128 + (lane >> 2) * 16);
-}
 
 // 32 rows x 128 columns. xn: where this lane's ldmatrix row of each 8 tokens begins.
 __device__ __forceinline__ void compute(const Unit& u, const u32 (&xn)[NT], int off, u32 base, float (&acc)[2][NT][4]) {
@@ -118,14 +105,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fp4_small(const __grid_
 
   // Weights first. Each warp has a ring of its own and runs STAGES units ahead: flat units f0+wk, f0+wk+g.wk, ...
   int pf = f0 + wk, pb = pf / g.units, pu = pf - pb * g.units;
-#if PIPE > 0
   const u32 ring = smem_addr(smem) + warp * (STAGES * UNIT);
-  u8* const xs = smem + WARPS * STAGES * UNIT + (PIPE == 2 ? WARPS * STAGES * 8 : 0);
-#else
-  u8* const xs = smem;
-  Unit buf[STAGES];
-#endif
-#if PIPE == 2
+  u8* const xs = smem + WARPS * STAGES * UNIT + (BULK ? WARPS * STAGES * 8 : 0);
+#if BULK
   const u32 bars = smem_addr(smem) + WARPS * STAGES * UNIT + warp * STAGES * 8;
   if (lane == 0) {
     for (int i = 0; i < STAGES; i++) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(bars + i * 8));
@@ -136,22 +118,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fp4_small(const __grid_
   auto fetch = [&](int stage) {
     if (pf < f1 && pb * g.wn + wn < g.tiles) {
       const u8* p = g.w + ((u64)(pb * g.wn + wn) * g.units + pu) * UNIT;
-#if PIPE == 2
+#if BULK
       if (lane == 0) {
         asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(bars + stage * 8), "r"(UNIT));
         asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
                          ring + stage * UNIT), "l"(p), "r"(UNIT), "r"(bars + stage * 8) : "memory");
       }
-#elif PIPE == 1
+#else
       const u32 d = ring + stage * UNIT;
 #pragma unroll
       for (int i = 0; i < UNIT / 512; i++) cp_async(d + i * 512 + lane * 16, p + i * 512 + lane * 16, 16);
       if (lane < SCALE_BYTES % 512 / 16) cp_async(d + 2048 + lane * 16, p + 2048 + lane * 16, 16);
-#else
-      load(buf[stage], p, lane);
 #endif
     }
-#if PIPE == 1
+#if !BULK
     asm volatile("cp.async.commit_group;");
 #endif
     pf += g.wk;
@@ -179,9 +159,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fp4_small(const __grid_
   auto chunk_len = [&](int f, int u) { return min(min(g.chunk, g.units - u), f1 - f); };
 
   int f = f0, b = f0 / g.units, u = f0 - b * g.units;
-#if PIPE == 1
-  // x's group must be the first to be waited for
-#else
+#if BULK  // without bulk copies x's group must be the first to be waited for
 #pragma unroll
   for (int i = 0; i < STAGES; i++) fetch(i);
 #endif
@@ -191,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fp4_small(const __grid_
   if (resident) fetch_x(0, g.units, 0);
   else fetch_x(u, chunk_len(f, u), 0);
   asm volatile("cp.async.commit_group;" ::: "memory");
-#if PIPE == 1
+#if !BULK
 #pragma unroll
   for (int i = 0; i < STAGES; i++) fetch(i);
 #endif
@@ -212,7 +190,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fp4_small(const __grid_
   while (f < f1) {
     const int len = chunk_len(f, u);
     if (!resident || first) {
-#if PIPE == 1
+#if !BULK
       if (first) asm volatile("cp.async.wait_group %0;" ::"n"(STAGES) : "memory");
       else
 #endif
@@ -233,10 +211,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fp4_small(const __grid_
         if (i < i0 || mine >= f + len) continue;
         const int off = xoff + (mine - f) * 256;
         if (tile < g.tiles) {
-#if PIPE == 0
-          compute(buf[i], xn, off, base, acc);
-#else
-#if PIPE == 2
+#if BULK
           asm volatile(
               "{\n.reg .pred p;\nWAIT: mbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@!p bra WAIT;\n}" ::"r"(
                   bars + i * 8), "r"(phase) : "memory");
@@ -253,11 +228,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fp4_small(const __grid_
           __syncwarp();
           fetch(i);
           compute(v, xn, off, base, acc);
-#endif
         }
-#if PIPE == 0
-        fetch(i);
-#endif
         mine += g.wk;
         stage = i + 1;
       }
