@@ -24,6 +24,10 @@ def test_a_plan_for_few_rows_fits_shared_memory_and_divides_k_among_its_warps(m,
     assert 1 <= plan.chunk <= units
     assert plan.chunk == units or plan.chunk % plan.wk == 0
     assert plan.batch >= 1
+    # As small.cu lays it out: rings and their barriers, x once or twice, the sums of the blocks that are kept.
+    warps, x_copies = plan.wn * plan.wk, 1 if plan.chunk == units else 2
+    rings, sums = warps * plan.stages * (unit_bytes + 8), plan.batch * warps * m * 36 * 4
+    assert plan.shared == rings + x_copies * m * (plan.chunk * 256 + 16) + sums
     assert plan.ctas >= 1
 
 
