@@ -5,8 +5,8 @@ import torch
 
 from halfbyte.conformance import data
 from halfbyte.schemes import SCHEMES
-from halfbyte_cuda_marlin import linear
-from halfbyte_cuda_marlin.packing import CODE_BYTES, empty_units, pack_codes
+from halfbyte_cuda_marlin.cuda import linear
+from halfbyte_cuda_marlin.cuda.packing import CODE_BYTES, empty_units, pack_codes
 
 pytestmark = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0), reason="needs an SM90 card"

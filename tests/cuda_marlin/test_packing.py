@@ -9,7 +9,7 @@ from halfbyte.conformance import data
 from halfbyte.formats import FORMATS
 from halfbyte.numerics import dequantize
 from halfbyte.schemes import SCHEMES
-from halfbyte_cuda_marlin.packing import CODE_BYTES, empty_units, pack_codes, pack_scales
+from halfbyte_cuda_marlin.cuda.packing import CODE_BYTES, empty_units, pack_codes, pack_scales
 
 
 def bits_of(words: list[int], dtype: torch.dtype) -> list[int]:

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halfbyte_cuda_marlin import nvrtc, small, wide
-from halfbyte_cuda_marlin.driver import SHARED_MEMORY
+from halfbyte_cuda_marlin.cuda import nvrtc, small, wide
+from halfbyte_cuda_marlin.cuda.driver import SHARED_MEMORY
 
 SIZES = {
     "tiles": st.integers(1, 4000),

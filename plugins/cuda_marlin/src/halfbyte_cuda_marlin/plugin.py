@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from halfbyte.plugins import hookimpl
-from halfbyte.problems import Problem, bias_bytes, round_up
-from halfbyte.specs import API_VERSION, Fidelity, KernelSpec, Proof
-from halfbyte_cuda_marlin.known_bad import KNOWN_BAD
+from halfbyte.specs import API_VERSION, KernelSpec
+from halfbyte_cuda_marlin.cuda.specs import SPECS as CUDA
 
 
 @hookimpl
@@ -18,35 +17,5 @@ def halfbyte_api_version() -> int:
 
 @hookimpl
 def halfbyte_kernels() -> Sequence[KernelSpec]:
-    """`marlin.cuda`: weight-only linear layers on Hopper; W4A4 checkpoints run weight-only."""
-    return [
-        KernelSpec(
-            id="marlin.cuda",
-            op="linear",
-            target="halfbyte_cuda_marlin.linear:MarlinCuda",
-            devices=("sm_90",),
-            requires=("cuda-bindings>=12.8",),
-            install="pip install 'halfbyte[marlin]'",
-            schemes={
-                "nvfp4-w4a16": Fidelity.NATIVE,
-                "mxfp4-w4a16": Fidelity.NATIVE,
-                "nvfp4-w4a4": Fidelity.WEIGHT_ONLY,
-                "mxfp4-w4a4": Fidelity.WEIGHT_ONLY,
-            },
-            dtypes=("bfloat16", "float16"),
-            fuses_bias=True,
-            global_scales="per-row",
-            priority=310,
-            proof={"sm_90": Proof.HARDWARE},
-            known_bad=KNOWN_BAD.get("marlin.cuda", ()),
-            resident_bytes=_packed_bytes,
-        )
-    ]
-
-
-def _packed_bytes(problem: Problem) -> int:
-    """Units of 32 rows x 128 columns with their scales, and one float32 for each row."""
-    scales = 256 if problem.scheme.weights.has_global_scale else 128
-    ((n, k),) = problem.matrices
-    rows = round_up(n, 32)
-    return rows // 32 * (round_up(k, 128) // 128) * (2048 + scales) + 4 * rows + bias_bytes(problem)
+    """Return our own kernels, then those of the libraries that may be installed beside them."""
+    return CUDA

@@ -10,9 +10,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from halfbyte_cuda_marlin.driver import POINTERS, function, launch, pointers, tensor_map
-from halfbyte_cuda_marlin.nvrtc import Macros
-from halfbyte_cuda_marlin.workspace import workspace
+from halfbyte_cuda_marlin.cuda.driver import POINTERS, function, launch, pointers, tensor_map
+from halfbyte_cuda_marlin.cuda.nvrtc import Macros
+from halfbyte_cuda_marlin.cuda.workspace import workspace
 
 #: Units of 128 columns on their way, by (tokens of a tile, warpgroups): what fits into shared memory.
 _STAGES: Final = {(32, 4): 6, (32, 2): 8, (64, 4): 6, (64, 2): 8, (128, 4): 4, (128, 2): 5, (256, 2): 3}

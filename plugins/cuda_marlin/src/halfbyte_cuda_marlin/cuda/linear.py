@@ -13,9 +13,9 @@ from halfbyte.kernels import Packed
 from halfbyte.matrix import Matrix
 from halfbyte.problems import LinearProblem
 from halfbyte.weights import LinearWeights
-from halfbyte_cuda_marlin import small, wide
-from halfbyte_cuda_marlin.driver import function, launch, pointers
-from halfbyte_cuda_marlin.packing import UNIT_COLUMNS, UNIT_ROWS, byte_table, empty_units, pack_scales
+from halfbyte_cuda_marlin.cuda import small, wide
+from halfbyte_cuda_marlin.cuda.driver import function, launch, pointers
+from halfbyte_cuda_marlin.cuda.packing import UNIT_COLUMNS, UNIT_ROWS, byte_table, empty_units, pack_scales
 
 #: Numbers of rows that between them need every kernel that a layer can need.
 _EVERY_KERNEL: Final = (1, 2, 8, 9, 16, 17, 32, 64, 128, 129, 4096)

@@ -33,7 +33,7 @@ def machine_code(kernel: str, arch: str, macros: Macros) -> bytes:
 
 def source(kernel: str, macros: dict[str, int]) -> str:
     """The complete source of a kernel: no file is included when it is compiled."""
-    folder = files("halfbyte_cuda_marlin") / "kernels"
+    folder = files("halfbyte_cuda_marlin.cuda") / "kernels"
     own = (folder / f"{kernel}.cu").read_text(encoding="utf-8")
     if kernel == "pack":
         return own

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.errors import PluginError
-from halfbyte_cuda_marlin.nvrtc import Macros, machine_code
+from halfbyte_cuda_marlin.cuda.nvrtc import Macros, machine_code
 
 #: Shared memory that one block of threads may ask for on Hopper, in bytes.
 SHARED_MEMORY = 231_424

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from halfbyte_cuda_marlin.driver import POINTERS, function, launch, pointers
-from halfbyte_cuda_marlin.nvrtc import Macros
-from halfbyte_cuda_marlin.workspace import workspace
+from halfbyte_cuda_marlin.cuda.driver import POINTERS, function, launch, pointers
+from halfbyte_cuda_marlin.cuda.nvrtc import Macros
+from halfbyte_cuda_marlin.cuda.workspace import workspace
 
 _LIMIT = 231_000
 #: Floats of one token's 32 rows in a warp's partial sums, as REDS in small.cu pads them.
@@ -50,7 +50,7 @@ def plan(m: int, tiles: int, units: int, unit_bytes: int, processors: int) -> Pl
     ring, sums = warps * stages * (unit_bytes + 8), warps * m * _TOKEN_FLOATS * 4
     room = (_LIMIT - ring - sums) // m - 16
     fits = room >= units * 256 and (whole or m * units < 1024)
-    chunk = units if fits else min(room // 512, units, 160 // m) // wk * wk
+    chunk = units if fits else max(wk, min(room // 512, units, 160 // m) // wk * wk)
     shared = ring + (1 if chunk == units else 2) * m * (chunk * 256 + 16)
     batch = min(-(-blocks // ctas), (_LIMIT - shared) // sums) if whole and chunk == units else 1
     return Plan(wn, wk, ctas, stages, blocks, chunk, whole, batch, shared + batch * sums)

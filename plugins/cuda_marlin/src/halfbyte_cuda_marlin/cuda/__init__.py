@@ -1,0 +1,1 @@
+"""Our own kernels: CUDA C++ compiled at run time, no library beside torch and NVRTC."""
