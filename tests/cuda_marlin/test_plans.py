@@ -1,5 +1,8 @@
 """Plans of launches: whatever the sizes, they fit the card, and every part of the work is somebody's."""
 
+import re
+from importlib import resources
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,9 +44,15 @@ def test_a_plan_for_many_rows_fits_shared_memory_and_covers_all(m, tiles, units,
 
 
 @given(m=st.integers(9, 5000), bf16=st.booleans(), mxfp4=st.booleans(), **SIZES)
-def test_every_source_is_complete(m, bf16, mxfp4, tiles, units, unit_bytes, processors):
+def test_the_header_of_matrix_instructions_is_for_the_plan(m, bf16, mxfp4, tiles, units, unit_bytes, processors):
     plan = wide.plan(m, tiles, units, unit_bytes, processors)
-    text = nvrtc.source("wide", dict(wide.macros(plan, mxfp4=mxfp4, bf16=bf16)))
-    assert f"m64n{plan.tokens}k16" in text
-    assert "#include" not in text
-    assert text.count("fp4_wide(") == 1
+    text = nvrtc.headers(dict(wide.macros(plan, mxfp4=mxfp4, bf16=bf16)))["wgmma.cuh"]
+    assert f"m64n{plan.tokens}k16.f32.{'bf16' if bf16 else 'f16'}" in text
+
+
+def test_every_include_of_every_kernel_is_there():
+    kernels = resources.files("halfbyte_cuda_marlin.cuda") / "kernels"
+    headers = nvrtc.headers({"NTOK": 8, "BF16": 1})
+    for kernel in kernels.iterdir():
+        for name in re.findall(r'#include "(.*)"', kernel.read_text(encoding="utf-8")):
+            assert name in headers

@@ -16,10 +16,17 @@ from halfbyte_cuda_marlin.cuda.nvrtc import Macros, machine_code
 #: Shared memory that one block of threads may ask for on Hopper, in bytes.
 SHARED_MEMORY = 231_424
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+_PROGRAMMATIC_STREAM_SERIALIZATION = 6
 
 
 #: How the arguments of both matrix kernels begin; `pointers` gives the values.
 POINTERS = tuple((name, ctypes.c_void_p) for name in ("x", "w", "row_mult", "bias", "y", "part", "counter"))
+
+
+class _Attribute(ctypes.Structure):
+    """CUlaunchAttribute, for values that are a number."""
+
+    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60))
 
 
 class _Config(ctypes.Structure):
@@ -39,15 +46,20 @@ def _cuda() -> Any:
 
 
 @functools.cache
-def function(kernel: str, name: str, device: int, arch: str, macros: Macros = ()) -> ctypes.c_void_p:
-    """The kernel compiled for these macros and loaded on a device; PluginError if that fails."""
+def function(
+    kernel: str, name: str, device: int, arch: str, macros: Macros = (), *, dynamic: bool = True
+) -> ctypes.c_void_p:
+    """The kernel compiled for these macros and loaded on a device; PluginError if that fails.
+
+    `dynamic`: it takes shared memory at launch, up to SHARED_MEMORY.
+    """
     module, loaded = ctypes.c_void_p(), ctypes.c_void_p()
     code = machine_code(kernel, arch, macros)
     with torch.cuda.device(device):
         torch.cuda.current_stream()  # makes the device's context
         _check(_cuda().cuModuleLoadData(ctypes.byref(module), code), "cuModuleLoadData")
         _check(_cuda().cuModuleGetFunction(ctypes.byref(loaded), module, name.encode()), "cuModuleGetFunction")
-        if kernel != "pack":
+        if dynamic:
             attribute = _MAX_DYNAMIC_SHARED_SIZE_BYTES
             _check(_cuda().cuFuncSetAttribute(loaded, attribute, SHARED_MEMORY), "cuFuncSetAttribute")
     return loaded
@@ -60,10 +72,18 @@ def launch(
     shared: int,
     arguments: ctypes.Structure,
     tensor_map: int | None = None,
+    *,
+    early: bool = False,
 ) -> None:
-    """Launch on torch's current stream of the current device; `tensor_map` is the address of a second argument."""
+    """Launch on torch's current stream of the current device; `tensor_map` is the address of a second argument.
+
+    `early`: the kernel may start before the one right before it has ended, and waits for it itself
+    (griddepcontrol.wait). Only for kernels behind another of ours that started when all before had ended: what is read
+    without waiting must have been written before that one.
+    """
     stream = torch.cuda.current_stream().cuda_stream
-    config = _Config(blocks, 1, 1, threads, 1, 1, shared, stream, None, 0)
+    attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION, b"", 1)
+    config = _Config(blocks, 1, 1, threads, 1, 1, shared, stream, ctypes.addressof(attribute), int(early))
     addresses = (ctypes.addressof(arguments), *(() if tensor_map is None else (tensor_map,)))
     parameters = (ctypes.c_void_p * len(addresses))(*addresses)
     _check(_cuda().cuLaunchKernelEx(ctypes.byref(config), kernel, parameters, None), "cuLaunchKernelEx")

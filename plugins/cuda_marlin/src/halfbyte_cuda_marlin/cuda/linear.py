@@ -95,5 +95,5 @@ def _pack_codes(matrix: Matrix, dtype: torch.dtype, units: Tensor) -> None:
         *(matrix.n, matrix.k // 2, group, columns, tiles, size),
     )
     threads = tiles * columns * UNIT_ROWS * UNIT_COLUMNS // 32
-    kernel = function("pack", "fp4_pack", device.index or 0, "sm_90a")
+    kernel = function("pack", "fp4_pack", device.index or 0, "sm_90a", dynamic=False)
     launch(kernel, min(2048, -(-threads // _PACK_THREADS)), _PACK_THREADS, 0, arguments)

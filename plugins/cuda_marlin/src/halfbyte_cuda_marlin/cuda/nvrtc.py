@@ -20,25 +20,29 @@ Macros = tuple[tuple[str, int], ...]
 @functools.cache
 def machine_code(kernel: str, arch: str, macros: Macros) -> bytes:
     """The cubin of kernels/KERNEL.cu for "sm_90a" and these macros; PluginError with NVRTC's log if it fails."""
-    text = source(kernel, dict(macros))
-    names = [f"--gpu-architecture={arch}", "--std=c++17", *(f"-D{name}={value}" for name, value in macros)]
-    identity = repr((text, names, version("cuda-bindings"))).encode()
+    text, included = source(kernel), headers(dict(macros))
+    options = [f"--gpu-architecture={arch}", "--std=c++17", *(f"-D{name}={value}" for name, value in macros)]
+    identity = repr((text, included, options, version("cuda-bindings"))).encode()
     kept = _cache_folder() / f"{kernel}-{hashlib.sha256(identity).hexdigest()[:24]}.cubin"
     if kept.is_file():
         return kept.read_bytes()
-    cubin = _compile(kernel, text, names)
+    cubin = _compile(kernel, text, included, options)
     _keep(kept, cubin)
     return cubin
 
 
-def source(kernel: str, macros: dict[str, int]) -> str:
-    """The complete source of a kernel: no file is included when it is compiled."""
-    folder = files("halfbyte_cuda_marlin.cuda") / "kernels"
-    own = (folder / f"{kernel}.cu").read_text(encoding="utf-8")
-    if kernel == "pack":
-        return own
-    shared = (folder / "fp4.cuh").read_text(encoding="utf-8")
-    return shared + (_wgmma(macros["NTOK"], bf16=bool(macros["BF16"])) if "NTOK" in macros else "") + own
+def source(kernel: str) -> str:
+    """The source of kernels/KERNEL.cu, or of a header with its whole name."""
+    name = kernel if kernel.endswith(".cuh") else f"{kernel}.cu"
+    return (files("halfbyte_cuda_marlin.cuda") / "kernels" / name).read_text(encoding="utf-8")
+
+
+def headers(macros: dict[str, int]) -> dict[str, str]:
+    """What kernels may include, by name: `wgmma.cuh` is written for the number of tokens NTOK."""
+    known = {"fp4.cuh": source("fp4.cuh")}
+    if "NTOK" in macros:
+        known["wgmma.cuh"] = _wgmma(macros["NTOK"], bf16=bool(macros["BF16"]))
+    return known
 
 
 def _wgmma(tokens: int, *, bf16: bool) -> str:
@@ -56,9 +60,10 @@ def _wgmma(tokens: int, *, bf16: bool) -> str:
     )
 
 
-def _compile(kernel: str, text: str, options: list[str]) -> bytes:
+def _compile(kernel: str, text: str, included: dict[str, str], options: list[str]) -> bytes:
     nvrtc = _nvrtc()
-    _, program = nvrtc.nvrtcCreateProgram(text.encode(), f"{kernel}.cu".encode(), 0, [], [])
+    contents, names = [text.encode() for text in included.values()], [name.encode() for name in included]
+    _, program = nvrtc.nvrtcCreateProgram(text.encode(), f"{kernel}.cu".encode(), len(names), contents, names)
     (failed,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     if int(failed):
         _, size = nvrtc.nvrtcGetProgramLogSize(program)

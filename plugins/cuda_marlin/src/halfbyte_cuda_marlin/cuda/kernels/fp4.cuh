@@ -1,4 +1,4 @@
-// What both kernels share: the unit of packed weights, and how it becomes fragments.
+// What all matrix kernels share: the unit of packed weights, and how it becomes fragments.
 //
 // A unit is 32 rows x 128 columns of W: 2048 bytes of codes in the order in which a warp's threads hold the A fragments of
 // mma.m16n8k16 (16 bytes for each thread and 16 x 64), then its block scales. packing.py defines the order.

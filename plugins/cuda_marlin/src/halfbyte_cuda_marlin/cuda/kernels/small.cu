@@ -2,6 +2,7 @@
 // Weights are the A operand of mma.m16n8k16 (16 rows of W), tokens are its n8 columns: M <= 8*NT.
 // Compile-time: FMT (0 NVFP4, 1 MXFP4), BF16 (1 bf16, 0 fp16), NT (n-tiles of 8 tokens), WARPS, STAGES (units in flight per
 // warp), BULK (weights arrive by 1 bulk copies, SM90, or 0 cp.async, SM80; only the first is used and was run).
+#include "fp4.cuh"
 
 #define THREADS (WARPS * 32)
 #define SV (SCALE_BYTES / 128)         // 16-byte scale loads of a thread per unit

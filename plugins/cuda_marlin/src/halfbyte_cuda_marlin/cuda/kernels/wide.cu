@@ -1,5 +1,7 @@
 // W4A16 linear for M from about 24, SM90: wgmma with the decoded weights as A from registers, x as B in shared memory.
 // Compile-time: FMT, BF16, NTOK (tokens per tile), WGS (warpgroups of 64 rows), STAGES (of 128 columns).
+#include "fp4.cuh"
+#include "wgmma.cuh"   // nvrtc.py writes it: wgmma names every register
 
 #define THREADS (WGS * 128)           // that compute; one more warpgroup fetches
 #define REGS (WGS == 4 ? 112 : 240)    // of a computing thread; 24 of a fetching one: together what the launch gave
@@ -12,7 +14,6 @@ struct Args {
   int blocks, ttiles;          // of ROWS rows, of NTOK tokens
 };
 
-// wgmma(d, a, desc, keep) for NTOK tokens is written by nvrtc.py: it names every register.
 #define XTILE (NTOK * 256)       // 128 columns of x: two swizzled halves of 64
 #define STAGE ((XTILE + WGS * 2 * UNIT + 1023) / 1024 * 1024)
 
