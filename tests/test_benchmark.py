@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from halfbyte.benchmark import DENSE, bench, timing
+from halfbyte.benchmark import DENSE, bench, measure, timing
 from halfbyte.benchmark.timing import median_microseconds
 from halfbyte.decisions import State
 from halfbyte.errors import UsageError
@@ -48,6 +49,14 @@ def test_every_eligible_kernel_is_compared_and_timed_for_every_m(problem: Linear
         assert row.ratio == pytest.approx(base / row.median_us)
     assert told[0] == DENSE
     assert {"reference", "dequantized"} <= set(told)
+
+
+def test_only_the_experts_that_are_read_count_for_the_copies_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[float] = []
+    monkeypatch.setattr(measure, "copies_needed", lambda count, _: read.append(count) or 1)
+    bench(replace(EXPERTS, top_k=1), [2, 1], device="cpu", policy=Policy(deny="dequantized"))
+    bench(EXPERTS, [64], device="cpu", policy=Policy(deny="dequantized"))
+    assert read[:2] == [count / 4 for count in read[2:]]
 
 
 def test_a_wrong_kernel_is_reported_and_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,8 +82,10 @@ def bench(
     rows: list[BenchRow] = []
     with torch.inference_mode():
         tell(DENSE)
-        size = sum(n * k for n, k in problem.matrices) * question.dtype.itemsize
-        baselines = _copies(dense_layer(problem, question.weights, question.dtype), size, where)
+        size = dequantized_bytes(problem)
+        baselines = _copies(
+            dense_layer(problem, question.weights, question.dtype), size * question.read(min(ms)), where
+        )
         dense = {m: question.row(DENSE, None, m, baselines, rounding=None) for m in ms}
         rows += dense.values()
         for candidate in resolution.candidates:
@@ -146,6 +148,12 @@ class _Question:
             return (x,)
         return (x, *(t.to(self.device) for t in data.routing(m, problem.experts, problem.top_k)))
 
+    def read(self, m: int) -> float:
+        """The share of the weights that m rows read: of experts, only those that are routed to."""
+        if isinstance(self.problem, LinearProblem):
+            return 1.0
+        return min(1.0, m * self.problem.top_k / self.problem.experts)
+
     def measure(self, layer: Layer, inputs: Inputs, rounding: Rounding | None) -> Errors:
         """The errors of the first and last rows."""
         rows = len(inputs[0])
@@ -196,7 +204,8 @@ def _kernel_rows(
     rounding = oracle.rounding_of(candidate.spec, question.problem.scheme.name)
     try:
         layer = _layer(question, replace(resolution, selected=candidate))
-        layers = _copies(layer, sum(buffer.nbytes for buffer in layer.buffers()), question.device)
+        size = sum(buffer.nbytes for buffer in layer.buffers()) * question.read(min(dense))
+        layers = _copies(layer, size, question.device)
     except Exception as error:
         return [BenchRow(kernel=name, state=state, failure=_text(error))]
     rows = []
@@ -224,7 +233,7 @@ def _layer(question: _Question, resolution: Resolution) -> FP4Linear | FP4Expert
     )
 
 
-def _copies(layer: Layer, size: int, device: torch.device) -> list[Layer]:
+def _copies(layer: Layer, size: float, device: torch.device) -> list[Layer]:
     return [layer, *(copy.deepcopy(layer) for _ in range(copies_needed(size, device) - 1))]
 
 

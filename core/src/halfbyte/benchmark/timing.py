@@ -19,12 +19,12 @@ _LEAST: Final = 5
 _MOST_COPIES: Final = 512
 
 
-def copies_needed(weight_bytes: int, device: torch.device) -> int:
-    """How many copies of weights are together twice as large as the device's L2 cache; 1 on a CPU."""
+def copies_needed(bytes_read: float, device: torch.device) -> int:
+    """Of how many copies of weights a call each reads twice the device's L2 cache; 1 on a CPU."""
     if device.type != "cuda":
         return 1
     cache: int = torch.cuda.get_device_properties(device).L2_cache_size
-    return min(_MOST_COPIES, 2 * cache // max(1, weight_bytes) + 1)
+    return min(_MOST_COPIES, int(2 * cache / max(1.0, bytes_read)) + 1)
 
 
 def median_microseconds(calls: Sequence[Call], device: torch.device) -> float:
