@@ -16,8 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, LlamaConfig
 
 import halfbyte
@@ -26,6 +24,7 @@ from halfbyte.cli.output import print_tables
 from halfbyte.problems import packed_bytes
 from halfbyte.reports import Table
 from halfbyte.units import size_text
+from random_llama import write_random_llama
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tiny-python-lm"
 WAYS = ("halfbyte, packed", "halfbyte, dequantized", "transformers, dense")
@@ -66,12 +65,11 @@ def measure(way: str, checkpoint: Path) -> dict[str, Any]:
     return {"seconds": seconds, "peak": peak[0] - before, "resident": resident, "model": type(model).__name__}
 
 
-def write_random_llama(folder: Path, *, layers: int, hidden: int) -> None:
-    """Write an NVFP4 weight-only Llama with random packed weights, as compressed-tensors lays it out."""
-    intermediate = 4 * hidden
+def random_llama(folder: Path, *, layers: int, hidden: int) -> None:
+    """Write an NVFP4 weight-only Llama of that size."""
     config = LlamaConfig(
         hidden_size=hidden,
-        intermediate_size=intermediate,
+        intermediate_size=4 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=hidden // 64,
         num_key_value_heads=hidden // 64,
@@ -79,45 +77,7 @@ def write_random_llama(folder: Path, *, layers: int, hidden: int) -> None:
         tie_word_embeddings=False,
         dtype="bfloat16",
     )
-    config.architectures = ["LlamaForCausalLM"]
-    data = config.to_dict()
-    weights = {
-        "num_bits": 4,
-        "type": "float",
-        "strategy": "tensor_group",
-        "group_size": 16,
-        "symmetric": True,
-        "dynamic": False,
-    }
-    data["quantization_config"] = {
-        "quant_method": "compressed-tensors",
-        "format": "nvfp4-pack-quantized",
-        "quantization_status": "compressed",
-        "ignore": ["lm_head"],
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": None}},
-    }
-    (folder / "config.json").write_text(json.dumps(data), encoding="utf-8")
-    shapes = {
-        **{f"self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"},
-        "mlp.gate_proj": (intermediate, hidden),
-        "mlp.up_proj": (intermediate, hidden),
-        "mlp.down_proj": (hidden, intermediate),
-    }
-    dense = {
-        "model.embed_tokens.weight": (4096, hidden),
-        "lm_head.weight": (4096, hidden),
-        "model.norm.weight": (hidden,),
-    }
-    tensors: dict[str, torch.Tensor] = {name: torch.randn(shape, dtype=torch.bfloat16) for name, shape in dense.items()}
-    for layer in range(layers):
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"model.layers.{layer}.{name}.weight"] = torch.ones(hidden, dtype=torch.bfloat16)
-        for name, (n, k) in shapes.items():
-            prefix = f"model.layers.{layer}.{name}"
-            tensors[f"{prefix}.weight_packed"] = torch.randint(256, (n, k // 2), dtype=torch.uint8)
-            tensors[f"{prefix}.weight_scale"] = torch.rand(n, k // 16).to(torch.float8_e4m3fn)
-            tensors[f"{prefix}.weight_global_scale"] = torch.tensor([100.0])
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_random_llama(folder, config)
 
 
 def report(checkpoint: Path) -> None:
@@ -161,7 +121,7 @@ def main() -> None:
         report(options.checkpoint)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            write_random_llama(Path(folder), layers=options.layers, hidden=options.hidden)
+            random_llama(Path(folder), layers=options.layers, hidden=options.hidden)
             report(Path(folder))
 
 

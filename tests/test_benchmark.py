@@ -53,7 +53,12 @@ def test_every_eligible_kernel_is_compared_and_timed_for_every_m(problem: Linear
 
 def test_only_the_experts_that_are_read_count_for_the_copies_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[float] = []
-    monkeypatch.setattr(measure, "copies_needed", lambda count, _: read.append(count) or 1)
+
+    def one(bytes_read: float, _device: torch.device) -> int:
+        read.append(bytes_read)
+        return 1
+
+    monkeypatch.setattr(measure, "copies_needed", one)
     bench(replace(EXPERTS, top_k=1), [2, 1], device="cpu", policy=Policy(deny="dequantized"))
     bench(EXPERTS, [64], device="cpu", policy=Policy(deny="dequantized"))
     assert read[:2] == [count / 4 for count in read[2:]]
