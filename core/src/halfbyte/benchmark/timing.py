@@ -58,8 +58,8 @@ def _graph_microseconds(calls: Sequence[Call], device: torch.device) -> float:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):
-                calls[0]()
+            for call in (*calls, calls[0]):  # what a layer does at its first call may not be capturable
+                call()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
