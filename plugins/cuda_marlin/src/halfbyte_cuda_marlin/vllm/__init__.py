@@ -1,0 +1,1 @@
+"""vLLM's compiled Marlin, called without vLLM's Python."""
