@@ -13,7 +13,7 @@ from torch import Tensor
 Call: TypeAlias = Callable[[], Tensor]
 
 #: Seconds spent on one number, and the least count of measurements.
-_SECONDS: Final = 0.3
+_SECONDS: Final = 0.15
 _LEAST: Final = 5
 #: More copies than this would only measure the length of the graph.
 _MOST_COPIES: Final = 512

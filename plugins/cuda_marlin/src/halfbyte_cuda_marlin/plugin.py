@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from halfbyte.plugins import hookimpl
 from halfbyte.specs import API_VERSION, KernelSpec
 from halfbyte_cuda_marlin.cuda.specs import SPECS as CUDA
+from halfbyte_cuda_marlin.humming.specs import SPECS as HUMMING
 from halfbyte_cuda_marlin.vllm.specs import SPECS as VLLM
 
 
@@ -19,4 +20,4 @@ def halfbyte_api_version() -> int:
 @hookimpl
 def halfbyte_kernels() -> Sequence[KernelSpec]:
     """Return our own kernels, then those of the libraries that may be installed beside them."""
-    return (*CUDA, *VLLM)
+    return (*CUDA, *VLLM, *HUMMING)

@@ -1,0 +1,1 @@
+"""marlin.humming: the kernels of the distribution humming-kernels."""
