@@ -16,7 +16,9 @@ from halfbyte.policies import Policy
 from halfbyte.problems import Problem
 
 OURS = "marlin.cuda"
-PEERS = ("marlin.vllm", "marlin.humming", DENSE)
+#: humming with its own schedule; see peer_humming.py.
+HUMMING = "humming"
+PEERS = ("marlin.vllm", "marlin.humming", HUMMING, DENSE)
 #: Built in, and no peers: they dequantize.
 _LEFT_OUT = "reference,dequantized"
 _DISTRIBUTIONS = ("torch", "halfbyte", "halfbyte-cuda-marlin", "cuda-bindings", "vllm", "humming-kernels")
@@ -117,11 +119,11 @@ def _table(every: Sequence[Point]) -> str:
     def cell(point: Point, kernel: str) -> str:
         return f"{point.us[kernel]:.1f}" if kernel in point.us else "-"
 
-    header = ("M", OURS, *PEERS, "fastest peer / ours", "error", *(f"error of {peer}" for peer in PEERS[:2]))
+    header = ("M", OURS, *PEERS, "fastest peer / ours", *(f"error of {kernel}" for kernel in (OURS, *PEERS[:3])))
     rows = []
     for point in every:
         ratio = point.ratio()
-        errors = (f"{point.errors[kernel]:.1e}" if kernel in point.errors else "-" for kernel in (OURS, *PEERS[:2]))
+        errors = (f"{point.errors[kernel]:.1e}" if kernel in point.errors else "-" for kernel in (OURS, *PEERS[:3]))
         times = (cell(point, kernel) for kernel in (OURS, *PEERS))
         rows.append((str(point.m), *times, "-" if ratio is None else f"{ratio:.2f}x", *errors))
     return rows_of_table(header, rows)
