@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 import torch
@@ -111,6 +111,8 @@ class _Question:
     problem: Problem
     weights: Weights
     device: torch.device
+    #: What should come out for m rows: the same for every kernel that rounds alike, and slow to find.
+    _expected: dict[tuple[int, Rounding | None], oracle.Expected] = field(default_factory=dict)
 
     @classmethod
     def of(cls, problem: Problem, device: torch.device) -> _Question:
@@ -160,15 +162,17 @@ class _Question:
         some = torch.arange(rows, device=self.device)
         if rows > _COMPARED:
             some = torch.cat((some[: _COMPARED // 2], some[-_COMPARED // 2 :]))
-        chosen = tuple(tensor[some] for tensor in inputs)
-        if isinstance(self.weights, LinearWeights):
-            expected = oracle.linear(chosen[0], self.weights, rounding)
-        else:
-            activation = getattr(self.problem, "activation", "")
-            expected = oracle.experts(
-                chosen[0], self.weights, chosen[1], chosen[2], activation=activation, rounding=rounding
-            )
-        return errors(layer(*inputs)[some], expected)
+        key = (rows, rounding)
+        if key not in self._expected:
+            self._expected[key] = self._oracle(tuple(tensor[some] for tensor in inputs), rounding)
+        return errors(layer(*inputs)[some], self._expected[key])
+
+    def _oracle(self, inputs: Inputs, rounding: Rounding | None) -> oracle.Expected:
+        weights = self.weights
+        if isinstance(weights, LinearWeights):
+            return oracle.linear(inputs[0], weights, rounding)
+        activation = getattr(self.problem, "activation", "")
+        return oracle.experts(inputs[0], weights, inputs[1], inputs[2], activation=activation, rounding=rounding)
 
     def row(
         self,
