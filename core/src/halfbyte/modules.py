@@ -117,6 +117,9 @@ class FP4Linear(_PackedModule[LinearProblem]):
         self._pads_n = sum(n for n, _ in padded) != problem.n
         # A bias for a part of the rows would have to be cut and padded at each call: adding it afterwards is cheaper.
         self._fuses_bias = choice.spec.fuses_bias and len(parts) == 1 and not self._pads_n
+        # The one part that is called with x as it is: found without the lookups of nn.Module, which a call would feel.
+        plain = len(parts) == 1 and not self._pads_n and not self._k_padding and (bias is None or self._fuses_bias)
+        self._plain = tuple(self.parts) if plain else ()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return y [..., out_features] for x [..., in_features], any strides, zero rows included, in the same dtype.
@@ -125,6 +128,11 @@ class FP4Linear(_PackedModule[LinearProblem]):
         padded, y is a slice of the kernel's result and its rows are not adjacent.
         """
         _check_inference(x)
+        if self._plain:
+            flat = x.ndim == 2 and x.shape[1] == self.in_features
+            rows = x.contiguous() if flat else _rows(x, self.in_features)
+            y: Tensor = self._plain[0].linear(rows, self._buffers["bias"])  # type: ignore[operator]
+            return y if flat else y.view(*x.shape[:-1], self.out_features)
         rows = _rows(x, self.in_features, self._k_padding)
         fused = self.bias if self._fuses_bias else None
         results = [part.linear(rows, fused) for part in self.parts]  # type: ignore[operator]

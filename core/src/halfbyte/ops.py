@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from halfbyte.errors import UsageError
 from halfbyte.kernels import ExpertsKernel, LinearKernel, Packed
-from halfbyte.problems import ExpertsProblem, LinearProblem, Problem
+from halfbyte.problems import DTYPES, ExpertsProblem, LinearProblem, Problem
 from halfbyte.specs import KernelSpec
 from halfbyte.weights import dtype_name
 
@@ -30,6 +30,7 @@ class _Entry:
 
 
 _ENTRIES: dict[str, _Entry] = {}
+_DTYPES: Final[dict[str, torch.dtype]] = {name: getattr(torch, name) for name in DTYPES}
 
 
 def register(spec: KernelSpec, kernel: LinearKernel | ExpertsKernel, packed: Packed) -> str:
@@ -70,7 +71,7 @@ def _linear_fake(x: Tensor, packed: Sequence[Tensor], bias: Tensor | None, key: 
 def run_linear(kernel: LinearKernel, x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
     """`linear` without the dispatcher."""
     problem = check_linear_inputs(x, packed, bias)
-    return kernel.apply(x, packed, bias) if x.shape[0] else x.new_empty(0, problem.n)
+    return kernel.apply(x, packed, bias) if x.numel() else x.new_empty(0, problem.n)
 
 
 @torch.library.custom_op("halfbyte::experts", mutates_args=())
@@ -111,8 +112,10 @@ def check_linear_inputs(x: Tensor, packed: Packed, bias: Tensor | None) -> Linea
     problem = packed.problem
     if not isinstance(problem, LinearProblem):
         raise UsageError(f"halfbyte::linear was given the weights of {problem}")
-    dtype, device = getattr(torch, problem.dtype), device_of(packed)
-    _check("x", x, ("M", problem.k), dtype, device, problem)
+    dtype, device = _DTYPES[problem.dtype], device_of(packed)
+    # The usual x in one condition, since this is a part of every eager call.
+    if not (x.ndim == 2 and x.shape[1] == problem.k and x.dtype is dtype and x.device == device and x.is_contiguous()):
+        _check("x", x, ("M", problem.k), dtype, device, problem)
     if bias is not None:
         _check("bias", bias, (problem.n,), dtype, device, problem)
     return problem
@@ -126,7 +129,7 @@ def check_experts_inputs(
     if not isinstance(problem, ExpertsProblem):
         raise UsageError(f"halfbyte::experts was given the weights of {problem}")
     device = device_of(packed)
-    _check("x", x, ("T", problem.hidden), getattr(torch, problem.dtype), device, problem)
+    _check("x", x, ("T", problem.hidden), _DTYPES[problem.dtype], device, problem)
     routing = (x.shape[0], problem.top_k)
     _check("topk_ids", topk_ids, routing, torch.int32, device, problem)
     _check("topk_weights", topk_weights, routing, torch.float32, device, problem)
