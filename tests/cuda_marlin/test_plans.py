@@ -3,11 +3,12 @@
 import re
 from importlib import resources
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halfbyte_cuda_marlin.cuda import nvrtc, small, wide
-from halfbyte_cuda_marlin.cuda.driver import SHARED_MEMORY
+from halfbyte_cuda_marlin.cuda import nvrtc, pair, small, wide
+from halfbyte_cuda_marlin.cuda.cards import SHARED_MEMORY
 
 SIZES = {
     "tiles": st.integers(1, 4000),
@@ -17,10 +18,16 @@ SIZES = {
 }
 
 
-@given(m=st.integers(1, 16), **SIZES)
-def test_a_plan_for_few_rows_fits_shared_memory_and_divides_k_among_its_warps(m, tiles, units, unit_bytes, processors):
-    plan = small.plan(m, tiles, units, unit_bytes, processors)
-    assert plan.shared <= SHARED_MEMORY
+#: What a launch may ask for on SM80 and SM87, on SM86, SM89 and SM120, and on Hopper.
+LIMITS = st.sampled_from([166_912 - 1024, 101_376 - 1024, SHARED_MEMORY])
+
+
+@given(m=st.integers(1, 16), limit=LIMITS, **SIZES)
+def test_a_plan_for_few_rows_fits_shared_memory_and_divides_k_among_its_warps(
+    m, limit, tiles, units, unit_bytes, processors
+):
+    plan = small.plan(m, tiles, units, unit_bytes, processors, limit)
+    assert plan.shared <= limit
     assert plan.wn * plan.wk <= 32
     assert plan.wk <= max(units, 1)
     assert plan.blocks * plan.wn >= tiles
@@ -32,6 +39,31 @@ def test_a_plan_for_few_rows_fits_shared_memory_and_divides_k_among_its_warps(m,
     rings, sums = warps * plan.stages * (unit_bytes + 8), plan.batch * warps * m * 36 * 4
     assert plan.shared == rings + x_copies * m * (plan.chunk * 256 + 16) + sums
     assert plan.ctas >= 1
+
+
+@given(m=st.integers(1, pair.MOST_ROWS), limit=LIMITS, **SIZES)
+def test_a_plan_for_pairs_fits_shared_memory_and_gives_every_pair_one_block(
+    m, limit, tiles, units, unit_bytes, processors
+):
+    plan = pair.plan(m, tiles, units, unit_bytes, processors, limit)
+    if plan is None:
+        return
+    half = -(-units // 2)
+    assert plan.blocks <= processors // 2
+    assert plan.blocks * plan.wn >= tiles
+    assert plan.wn * plan.wk <= 16
+    assert plan.wk <= half
+    assert plan.chunk == half or (plan.chunk < half and plan.chunk % plan.wk == 0)
+    # As pair.cu lays it out: rings and their barriers, then x in up to four chunks, or over it the warps' sums.
+    rings = -(-plan.wn * plan.wk * (unit_bytes + 8) // 16) * 16
+    x = min(4, -(-half // plan.chunk)) * m * (plan.chunk * 256 + 16)
+    assert rings + max(x, plan.wn * plan.wk * m * 36 * 4) <= plan.shared <= limit
+
+
+@pytest.mark.parametrize("tiles", [32, 128, 192, 256])
+@pytest.mark.parametrize("units", [8, 32, 112, 224])
+def test_pairs_take_the_usual_sizes_on_hopper(tiles: int, units: int):
+    assert pair.plan(8, tiles, units, 2304, 132) is not None
 
 
 @given(m=st.integers(9, 10_000), **SIZES)

@@ -11,25 +11,24 @@ import torch
 from torch import Tensor
 
 from halfbyte.errors import PluginError
+from halfbyte_cuda_marlin.cuda.cards import card
 from halfbyte_cuda_marlin.cuda.nvrtc import Macros, machine_code
 
-#: Shared memory that one block of threads may ask for on Hopper, in bytes.
-SHARED_MEMORY = 231_424
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
-_PROGRAMMATIC_STREAM_SERIALIZATION = 6
+PROGRAMMATIC_STREAM_SERIALIZATION = 6
 
 
 #: How the arguments of both matrix kernels begin; `pointers` gives the values.
 POINTERS = tuple((name, ctypes.c_void_p) for name in ("x", "w", "row_mult", "bias", "y", "part", "counter"))
 
 
-class _Attribute(ctypes.Structure):
+class Attribute(ctypes.Structure):
     """CUlaunchAttribute, for values that are a number."""
 
     _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60))
 
 
-class _Config(ctypes.Structure):
+class Config(ctypes.Structure):
     """CUlaunchConfig."""
 
     _fields_ = (
@@ -41,8 +40,11 @@ class _Config(ctypes.Structure):
 
 
 @functools.cache
-def _cuda() -> Any:
-    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+def driver() -> Any:
+    """The driver's library."""
+    library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    library.cuLaunchKernelEx.argtypes = (ctypes.c_void_p,) * 4
+    return library
 
 
 @functools.cache
@@ -51,17 +53,17 @@ def function(
 ) -> ctypes.c_void_p:
     """The kernel compiled for these macros and loaded on a device; PluginError if that fails.
 
-    `dynamic`: it takes shared memory at launch, up to SHARED_MEMORY.
+    `dynamic`: it takes shared memory at launch, up to what cards.card says.
     """
     module, loaded = ctypes.c_void_p(), ctypes.c_void_p()
     code = machine_code(kernel, arch, macros)
     with torch.cuda.device(device):
         torch.cuda.current_stream()  # makes the device's context
-        _check(_cuda().cuModuleLoadData(ctypes.byref(module), code), "cuModuleLoadData")
-        _check(_cuda().cuModuleGetFunction(ctypes.byref(loaded), module, name.encode()), "cuModuleGetFunction")
+        check(driver().cuModuleLoadData(ctypes.byref(module), code), "cuModuleLoadData")
+        check(driver().cuModuleGetFunction(ctypes.byref(loaded), module, name.encode()), "cuModuleGetFunction")
         if dynamic:
-            attribute = _MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _check(_cuda().cuFuncSetAttribute(loaded, attribute, SHARED_MEMORY), "cuFuncSetAttribute")
+            attribute, most = _MAX_DYNAMIC_SHARED_SIZE_BYTES, card(device).shared
+            check(driver().cuFuncSetAttribute(loaded, attribute, most), "cuFuncSetAttribute")
     return loaded
 
 
@@ -81,12 +83,12 @@ def launch(
     (griddepcontrol.wait). Only for kernels behind another of ours that started when all before had ended: what is read
     without waiting must have been written before that one.
     """
-    stream = torch.cuda.current_stream().cuda_stream
-    attribute = _Attribute(_PROGRAMMATIC_STREAM_SERIALIZATION, b"", 1)
-    config = _Config(blocks, 1, 1, threads, 1, 1, shared, stream, ctypes.addressof(attribute), int(early))
+    stream = torch._C._cuda_getCurrentRawStream(torch.cuda.current_device())
+    attribute = Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, b"", 1)
+    config = Config(blocks, 1, 1, threads, 1, 1, shared, stream, ctypes.addressof(attribute), int(early))
     addresses = (ctypes.addressof(arguments), *(() if tensor_map is None else (tensor_map,)))
     parameters = (ctypes.c_void_p * len(addresses))(*addresses)
-    _check(_cuda().cuLaunchKernelEx(ctypes.byref(config), kernel, parameters, None), "cuLaunchKernelEx")
+    check(driver().cuLaunchKernelEx(ctypes.byref(config), kernel, parameters, None), "cuLaunchKernelEx")
 
 
 def pointers(*tensors: Tensor | None) -> tuple[int | None, ...]:
@@ -95,21 +97,28 @@ def pointers(*tensors: Tensor | None) -> tuple[int | None, ...]:
 
 
 def tensor_map(x: Tensor, rows: int) -> tuple[Any, int]:
-    """(memory to keep, address) of a map of x [M, K] in boxes of `rows` x 64, 128-byte swizzle, zeros outside."""
+    """(memory to keep, address) of a map of x [M, K]; see `encode_map`."""
     memory = ctypes.create_string_buffer(192)
     address = (ctypes.addressof(memory) + 63) & ~63
-    m, k = x.shape
-    kind = 9 if x.dtype == torch.bfloat16 else 6
-    sizes, strides = (ctypes.c_uint64 * 2)(k, m), (ctypes.c_uint64 * 1)(2 * k)
-    box, steps = (ctypes.c_uint32 * 2)(64, rows), (ctypes.c_uint32 * 2)(1, 1)
-    start = ctypes.c_void_p(x.data_ptr())
-    failed = _cuda().cuTensorMapEncodeTiled(
-        ctypes.c_void_p(address), kind, 2, start, sizes, strides, box, steps, 0, 3, 3, 0
-    )
-    _check(failed, "cuTensorMapEncodeTiled")
+    encode_map(address, x.data_ptr(), (x.shape[0], x.shape[1]), rows, bf16=x.dtype == torch.bfloat16)
     return memory, address
 
 
-def _check(failed: int, what: str) -> None:
+def encode_map(address: int, x: int, shape: tuple[int, int], rows: int, *, bf16: bool) -> None:
+    """Write to an address, a multiple of 64, the map of x of this shape in boxes of `rows` x 64 two-byte numbers.
+
+    128-byte swizzle; what is outside of x reads as zero.
+    """
+    sizes, strides = (ctypes.c_uint64 * 2)(shape[1], shape[0]), (ctypes.c_uint64 * 1)(2 * shape[1])
+    box, steps = (ctypes.c_uint32 * 2)(64, rows), (ctypes.c_uint32 * 2)(1, 1)
+    kind, start = 9 if bf16 else 6, ctypes.c_void_p(x)
+    failed = driver().cuTensorMapEncodeTiled(
+        ctypes.c_void_p(address), kind, 2, start, sizes, strides, box, steps, 0, 3, 3, 0
+    )
+    check(failed, "cuTensorMapEncodeTiled")
+
+
+def check(failed: int, what: str) -> None:
+    """PluginError that names the driver's function and its error, unless `failed` is zero."""
     if failed:
         raise PluginError(f"marlin.cuda: {what} failed with CUDA driver error {failed}")

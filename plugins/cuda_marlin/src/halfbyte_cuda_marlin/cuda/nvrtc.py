@@ -19,7 +19,10 @@ Macros = tuple[tuple[str, int], ...]
 
 @functools.cache
 def machine_code(kernel: str, arch: str, macros: Macros) -> bytes:
-    """The cubin of kernels/KERNEL.cu for "sm_90a" and these macros; PluginError with NVRTC's log if it fails."""
+    """What the driver loads: the cubin of kernels/KERNEL.cu for "sm_90a" and these macros, PTX for "compute_80".
+
+    PluginError with NVRTC's log if it does not compile.
+    """
     text, included = source(kernel), headers(dict(macros))
     options = [f"--gpu-architecture={arch}", "--std=c++17", *(f"-D{name}={value}" for name, value in macros)]
     identity = repr((text, included, options, version("cuda-bindings"))).encode()
@@ -38,10 +41,12 @@ def source(kernel: str) -> str:
 
 
 def headers(macros: dict[str, int]) -> dict[str, str]:
-    """What kernels may include, by name: `wgmma.cuh` is written for the number of tokens NTOK."""
-    known = {"fp4.cuh": source("fp4.cuh")}
+    """What kernels may include, by name: `wgmma.cuh` is written for NTOK tokens, or for every NSTEP up to them."""
+    known = {name: source(name) for name in ("fp4.cuh", "few.cuh", "cluster.cuh", "experts.cuh")}
     if "NTOK" in macros:
-        known["wgmma.cuh"] = _wgmma(macros["NTOK"], bf16=bool(macros["BF16"]))
+        most, bf16 = macros["NTOK"], bool(macros["BF16"])
+        step = macros.get("NSTEP", most)
+        known["wgmma.cuh"] = "".join(_wgmma(tokens, bf16=bf16) for tokens in range(step, most + 1, step))
     return known
 
 
@@ -70,10 +75,11 @@ def _compile(kernel: str, text: str, included: dict[str, str], options: list[str
         log = b" " * size
         nvrtc.nvrtcGetProgramLog(program, log)
         raise PluginError(f"marlin.cuda: NVRTC cannot compile {kernel}.cu for {options}:\n{log.decode().strip()}")
-    _, size = nvrtc.nvrtcGetCUBINSize(program)
-    cubin = b" " * size
-    nvrtc.nvrtcGetCUBIN(program, cubin)
-    return bytes(cubin)
+    kind = "PTX" if any("=compute_" in option for option in options) else "CUBIN"
+    _, size = getattr(nvrtc, f"nvrtcGet{kind}Size")(program)
+    code = b" " * size
+    getattr(nvrtc, f"nvrtcGet{kind}")(program, code)
+    return bytes(code)
 
 
 def _nvrtc() -> Any:

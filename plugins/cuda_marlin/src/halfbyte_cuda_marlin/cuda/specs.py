@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 from halfbyte.problems import Problem, bias_bytes, round_up
-from halfbyte.specs import Fidelity, KernelSpec, Proof
+from halfbyte.specs import Fidelity, KernelSpec, PriorityRule, Proof
 from halfbyte_cuda_marlin.known_bad import KNOWN_BAD
 
 
 def _packed_bytes(problem: Problem) -> int:
-    """Units of 32 rows x 128 columns with their scales, and one float32 for each row."""
+    """Units of 32 rows x 128 columns with their scales, and one float32 for each row, of every matrix."""
     scales = 256 if problem.scheme.weights.has_global_scale else 128
-    ((n, k),) = problem.matrices
-    rows = round_up(n, 32)
-    return rows // 32 * (round_up(k, 128) // 128) * (2048 + scales) + 4 * rows + bias_bytes(problem)
+    rows = [(round_up(n, 32), round_up(k, 128)) for n, k in problem.matrices]
+    return sum(n // 32 * (k // 128) * (2048 + scales) + 4 * n for n, k in rows) + bias_bytes(problem)
 
 
 SPECS: Final = (
@@ -22,7 +21,7 @@ SPECS: Final = (
         id="marlin.cuda",
         op="linear",
         target="halfbyte_cuda_marlin.cuda.linear:MarlinCuda",
-        devices=("sm_90",),
+        devices=("sm_80..",),
         requires=("cuda-bindings>=12.8",),
         install="pip install 'halfbyte[marlin]'",
         schemes={
@@ -34,6 +33,31 @@ SPECS: Final = (
         dtypes=("bfloat16", "float16"),
         fuses_bias=True,
         global_scales="per-row",
+        # Where it was not run yet, libraries that their makers run there come first.
+        priority=(PriorityRule(priority=310, devices=("sm_90",)), PriorityRule(priority=220)),
+        proof={"sm_90": Proof.HARDWARE},
+        known_bad=KNOWN_BAD.get("marlin.cuda", ()),
+        resident_bytes=_packed_bytes,
+    ),
+    KernelSpec(
+        id="marlin.cuda",
+        op="experts",
+        target="halfbyte_cuda_marlin.cuda.experts:MarlinCudaExperts",
+        devices=("sm_90",),
+        requires=("cuda-bindings>=12.8",),
+        install="pip install 'halfbyte[marlin]'",
+        schemes={
+            "nvfp4-w4a16": Fidelity.NATIVE,
+            "mxfp4-w4a16": Fidelity.NATIVE,
+            "nvfp4-w4a4": Fidelity.WEIGHT_ONLY,
+            "mxfp4-w4a4": Fidelity.WEIGHT_ONLY,
+        },
+        dtypes=("bfloat16", "float16"),
+        n_multiple=32,
+        k_multiple=32,
+        fuses_bias=True,
+        activations=("silu", "gelu_tanh", "relu2", "swigluoai"),
+        global_scales="per-projection",
         priority=310,
         proof={"sm_90": Proof.HARDWARE},
         known_bad=KNOWN_BAD.get("marlin.cuda", ()),

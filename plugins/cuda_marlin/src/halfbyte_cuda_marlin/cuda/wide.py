@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor
 
-from halfbyte_cuda_marlin.cuda.driver import POINTERS, function, launch, pointers, tensor_map
+from halfbyte_cuda_marlin.cuda.cards import Card
+from halfbyte_cuda_marlin.cuda.driver import POINTERS, function
+from halfbyte_cuda_marlin.cuda.launcher import Launcher, XMap
 from halfbyte_cuda_marlin.cuda.nvrtc import Macros
-from halfbyte_cuda_marlin.cuda.workspace import workspace
 
 #: Units of 128 columns on their way, by (tokens of a tile, warpgroups): what fits into shared memory.
-_STAGES: Final = {(32, 4): 6, (32, 2): 8, (64, 4): 6, (64, 2): 8, (128, 4): 4, (128, 2): 5, (256, 2): 3}
+_STAGES: Final = {(32, 4): 6, (32, 2): 8, (64, 4): 6, (64, 2): 8, (128, 4): 4, (128, 3): 4, (128, 2): 5, (256, 2): 3}
+#: Microseconds of one such unit, measured on one H200.
+_UNIT: Final = {
+    (32, 4): 0.92,
+    (32, 2): 0.54,
+    (64, 4): 1.06,
+    (64, 2): 0.60,
+    (128, 4): 1.53,
+    (128, 3): 1.16,
+    (128, 2): 0.77,
+    (256, 2): 1.36,
+}
+#: Tokens from which the largest tile is always the best.
+_MANY: Final = 2048
+_CTAS: Final = 128
 
 
 class _Args(ctypes.Structure):
@@ -38,21 +53,35 @@ class Plan:
     shared: int
 
 
-@functools.lru_cache(maxsize=16_384)
+@functools.lru_cache(maxsize=4096)
 def plan(m: int, tiles: int, units: int, unit_bytes: int, processors: int) -> Plan:
-    """The division for m rows, as measured on one H200."""
-    if m <= 128:
-        tokens = 32 if m <= 32 else 64 if m <= 64 else 128
-        groups = 4 if tiles * units >= (14000 if m <= 32 else 28000) else 2
-    else:
-        enough = -(-tiles // 4) * -(-m // 256) >= 90 or units > 64
-        tokens, groups = 256 if enough else 128, 2
-    stages, blocks, token_tiles = _STAGES[tokens, groups], -(-tiles // (2 * groups)), -(-m // tokens)
-    items = blocks * token_tiles
-    uncut = 100 <= items <= processors
-    ctas = items if uncut else min(128, processors, items * units)
-    stage = -(-(tokens * 256 + groups * 2 * unit_bytes) // 1024) * 1024
+    """The division for m rows that should take the least time."""
+    shapes = [(256, 2)] if m > _MANY else list(_STAGES)
+    options = (option for shape in shapes for option in _options(m, tiles, units, processors, *shape))
+    _, tokens, groups, ctas = min(options)
+    stages, stage = _STAGES[tokens, groups], -(-(tokens * 256 + groups * 2 * unit_bytes) // 1024) * 1024
+    blocks, token_tiles = -(-tiles // (2 * groups)), -(-m // tokens)
     return Plan(tokens, groups, stages, ctas, blocks, token_tiles, 1024 + stages * (stage + 16))
+
+
+def _options(
+    m: int, tiles: int, units: int, processors: int, tokens: int, groups: int
+) -> Iterator[tuple[float, int, int, int]]:
+    """(microseconds, tokens, groups, CTAs) of whole items, if they are few enough, and of even shares.
+
+    An item that is cut costs its partial sums, the more CTAs share it; where shares and items begin at different units,
+    a CTA has two of them.
+    """
+    items = -(-tiles // (2 * groups)) * -(-m // tokens)
+    even = min(_CTAS, processors, items * units)
+    for ctas in (even, items) if items <= processors else (even,):
+        share = -(-items * units // ctas)
+        cut = 0.0
+        if items % ctas:
+            cut = 2 + max(2, -(-units // share)) * tokens * groups / 340
+            uneven = items * units % ctas or (units % share and share % units)
+            cut += 3.5 if uneven else 0
+        yield share * _UNIT[tokens, groups] + cut, tokens, groups, ctas
 
 
 def macros(own: Plan, *, mxfp4: bool, bf16: bool) -> Macros:
@@ -61,26 +90,20 @@ def macros(own: Plan, *, mxfp4: bool, bf16: bool) -> Macros:
     return tuple((name, int(value)) for name, value in values.items())
 
 
-def load(own: Plan, device: torch.device, *, mxfp4: bool, bf16: bool) -> ctypes.c_void_p:
-    """The kernel for this plan on a device, compiled if need be."""
-    return function("wide", "fp4_wide", device.index or 0, "sm_90a", macros(own, mxfp4=mxfp4, bf16=bf16))
-
-
-def run(
-    kernel: ctypes.c_void_p, own: Plan, x: Tensor, units: Tensor, rows: Tensor, bias: Tensor | None, y: Tensor
-) -> None:
-    """Y [M, N] = x [M, K] @ W.T * rows + bias."""
-    (m, k), n = x.shape, y.shape[1]
-    part, counter = workspace(x.device, 2 * own.ctas * 64 * own.groups * own.tokens, own.blocks * own.token_tiles)
-    arguments = _Args(
-        *pointers(x, units, rows, bias, y, part, counter),
-        m,
-        n,
-        k,
-        units.shape[1],
-        units.shape[0],
-        own.blocks,
-        own.token_tiles,
+def launcher(
+    shape: tuple[int, int, int], weights: tuple[int, int, int], dtype: torch.dtype, device: torch.device, card: Card
+) -> Launcher:
+    """What computes Y [M, N] = x [M, K] @ W.T * rows + bias for (M, N, K) and units of the shape `weights`."""
+    (m, n, k), (tiles, units, unit_bytes), bf16 = shape, weights, dtype == torch.bfloat16
+    own = plan(m, tiles, units, unit_bytes, card.processors)
+    options = macros(own, mxfp4=unit_bytes == 2048 + 128, bf16=bf16)
+    kernel = function("wide", "fp4_wide", device.index or 0, card.arch, options)
+    return Launcher(
+        kernel,
+        device,
+        (own.ctas, own.groups * 128 + 128, own.shared),
+        _Args(*(None,) * len(POINTERS), m, n, k, units, tiles, own.blocks, own.token_tiles),
+        x_map=XMap((m, k), own.tokens, bf16),
+        sums=(2 * own.ctas * 64 * own.groups * own.tokens, own.blocks * own.token_tiles),
+        early=True,
     )
-    _memory, address = tensor_map(x, own.tokens)
-    launch(kernel, own.ctas, own.groups * 128 + 128, own.shared, arguments, address)

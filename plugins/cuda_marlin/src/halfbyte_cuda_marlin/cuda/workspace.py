@@ -16,7 +16,8 @@ def workspace(device: torch.device, sums: int, counters: int) -> tuple[Tensor, T
     """
     if torch.cuda.is_current_stream_capturing():
         return _make(device, sums, counters)
-    key = (device.index or 0, torch.cuda.current_stream().cuda_stream)
+    index = device.index or 0
+    key = (index, torch._C._cuda_getCurrentRawStream(index))
     kept = _KEPT.get(key)
     if kept is None or kept[0].numel() < sums or kept[1].numel() < counters:
         before = (0, 0) if kept is None else (kept[0].numel(), kept[1].numel())

@@ -1,5 +1,5 @@
-// Canonical packed values [n, k/2] into the units that kernel.cu and wide.cu read; one thread makes 16 bytes.
-// lut[8][256] says what each byte of a couple becomes (marlin_cuda._lut): the layout has one definition, in Python.
+// Canonical packed values [n, k/2] into the units that the matrix kernels read; one thread makes 16 bytes.
+// lut[8][256] says what each byte of a couple becomes (packing.byte_table): the layout has one definition, in Python.
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned char u8;

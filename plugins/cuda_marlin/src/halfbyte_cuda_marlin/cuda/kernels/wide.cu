@@ -4,7 +4,9 @@
 #include "wgmma.cuh"   // nvrtc.py writes it: wgmma names every register
 
 #define THREADS (WGS * 128)           // that compute; one more warpgroup fetches
-#define REGS (WGS == 4 ? 112 : 240)    // of a computing thread; 24 of a fetching one: together what the launch gave
+// Registers of a computing and of a fetching thread: together what the launch gave.
+#define REGS (WGS == 4 ? 112 : WGS == 3 ? 152 : 240)
+#define FETCH_REGS (WGS == 4 ? 32 : WGS == 3 ? 56 : 24)
 #define ROWS (WGS * 64)
 
 struct Args {
@@ -48,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 128, 1)
   __syncthreads();
 
   if (__shfl_sync(~0u, tid / 128, 0) == WGS) {   // its first warp fetches: lane i brings tile i of the weights, the last two lanes bring x
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FETCH_REGS));
     if (warp != WGS * 4) return;
     int i = f0 / g.units, u = f0 - i * g.units, st = 0, phase = 1;
     if (lane >= 30) asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -74,54 +76,57 @@ extern "C" __global__ void __launch_bounds__(THREADS + 128, 1)
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGS));
   asm volatile("griddepcontrol.wait;" ::: "memory");   // bias, partial sums and y are touched below
 
+  auto release = [&](int stage) {
+    if (lane == 0) asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(empty + stage * 8) : "memory");
+  };
   u32 base;
   asm volatile("mov.u32 %0, 0x60006000;" : "=r"(base));
   float acc[NTOK / 2];
-  int item = f0 / g.units, u = f0 - item * g.units, st = 0, phase = 0, before = -1, keep = 0;
+  int st = 0, phase = 0;
   __shared__ u32 last;
-  for (int f = f0; f < f1; f++) {
-    const int blk = item / g.ttiles;
-    wait_barrier(full + st * 8, phase);
-    const u32 xa = data + st * STAGE, wa = xa + XTILE + warp / 2 * UNIT;
-    const uint4 q0 = lds16(wa + r * 1024 + lane * 16), q1 = lds16(wa + r * 1024 + 512 + lane * 16);
-    const uint4 sc = lds16(wa + 2048 + (FMT ? 0 : r * 128) + lane / 4 * 16);
-    const u64 desc0 = (u64)((xa & 0x3FFFF) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62;
-    u32 a[2][2][4];
+  for (int f = f0; f < f1;) {
+    const int end = min(f1, (f / g.units + 1) * g.units);
+    int before = -1;
+    // A loop of its own, or the compiler waits for the sums at its end.
+    for (; f < end; f++) {
+      wait_barrier(full + st * 8, phase);
+      const u32 xa = data + st * STAGE, wa = xa + XTILE + warp / 2 * UNIT;
+      const uint4 q0 = lds16(wa + r * 1024 + lane * 16), q1 = lds16(wa + r * 1024 + 512 + lane * 16);
+      const uint4 sc = lds16(wa + 2048 + (FMT ? 0 : r * 128) + lane / 4 * 16);
+      const u64 desc0 = (u64)((xa & 0x3FFFF) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62;
+      u32 a[2][2][4];
 #pragma unroll
-    for (int c = 0; c < 4; c++) {
-      const uint4& q = c / 2 ? q1 : q0;
-      u32(&a0)[4] = a[c % 2][0];
-      u32(&a1)[4] = a[c % 2][1];
-      asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-      if (c == 1) {   // all that read the previous stage is done
-        if (before >= 0 && lane == 0) asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(empty + before * 8) : "memory");
-        before = st;
-      }
-      decode(c % 2 ? q.z : q.x, c % 2 ? q.w : q.y, a0, a1);
+      for (int c = 0; c < 4; c++) {
+        const uint4& q = c / 2 ? q1 : q0;
+        u32(&a0)[4] = a[c % 2][0];
+        u32(&a1)[4] = a[c % 2][1];
+        asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+        if (c == 1 && before >= 0) release(before);   // all that read the previous stage is done
+        decode(c % 2 ? q.z : q.x, c % 2 ? q.w : q.y, a0, a1);
 #if FMT == 0
-      const u32 sw = c == 0 ? sc.x : c == 1 ? sc.y : c == 2 ? sc.z : sc.w;
-      const u32 s0 = scales(sw, 0, base), s1 = scales(sw, 1, base);
+        const u32 sw = c == 0 ? sc.x : c == 1 ? sc.y : c == 2 ? sc.z : sc.w;
+        const u32 s0 = scales(sw, 0, base), s1 = scales(sw, 1, base);
 #else
-      const u32 sw = r ? (c / 2 ? sc.w : sc.z) : (c / 2 ? sc.y : sc.x);
-      const u32 s0 = scales(sw, c % 2, base), s1 = s0;
+        const u32 sw = r ? (c / 2 ? sc.w : sc.z) : (c / 2 ? sc.y : sc.x);
+        const u32 s0 = scales(sw, c % 2, base), s1 = s0;
 #endif
-      const u32 s0l = low2(s0), s0h = high2(s0), s1l = low2(s1), s1h = high2(s1);
-      a0[0] = mul2(a0[0], s0l); a0[1] = mul2(a0[1], s0h); a0[2] = mul2(a0[2], s0l); a0[3] = mul2(a0[3], s0h);
-      a1[0] = mul2(a1[0], s1l); a1[1] = mul2(a1[1], s1h); a1[2] = mul2(a1[2], s1l); a1[3] = mul2(a1[3], s1h);
-      asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-      const u64 desc = desc0 + (c / 2) * (NTOK * 128 / 16) + (c % 2) * 4;
-      wgmma(acc, a0, desc, keep);
-      wgmma(acc, a1, desc + 2, 1);
-      keep = 1;
-      asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        const u32 s0l = low2(s0), s0h = high2(s0), s1l = low2(s1), s1h = high2(s1);
+        a0[0] = mul2(a0[0], s0l); a0[1] = mul2(a0[1], s0h); a0[2] = mul2(a0[2], s0l); a0[3] = mul2(a0[3], s0h);
+        a1[0] = mul2(a1[0], s1l); a1[1] = mul2(a1[1], s1h); a1[2] = mul2(a1[2], s1l); a1[3] = mul2(a1[3], s1h);
+        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+        const u64 desc = desc0 + (c / 2) * (NTOK * 128 / 16) + (c % 2) * 4;
+        wgmma(acc, a0, desc, before >= 0 || c > 0);
+        wgmma(acc, a1, desc + 2, 1);
+        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+      }
+      before = st;
+      if (++st == STAGES) { st = 0; phase ^= 1; }
     }
-    if (++st == STAGES) { st = 0; phase ^= 1; }
-    if (++u < g.units && f + 1 < f1) continue;
 
     // The item (ROWS rows x NTOK tokens), or this CTA's part of it, is done.
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    keep = 0;
-    const int i0 = item * g.units, i1 = i0 + g.units;
+    release(before);
+    const int item = (f - 1) / g.units, blk = item / g.ttiles, i0 = item * g.units, i1 = i0 + g.units;
     bool write = true;
     if (f0 > i0 || f1 < i1) {   // cut: the last CTA to arrive adds up the parts in the order of K
       float4* slot = (float4*)g.part + (u64)(2 * blockIdx.x + (f0 <= i0)) * (ROWS * NTOK / 4) + tid;
@@ -179,7 +184,6 @@ extern "C" __global__ void __launch_bounds__(THREADS + 128, 1)
         }
       }
     }
-    if (u == g.units) { u = 0; item++; }
   }
   }
 }

@@ -1,0 +1,90 @@
+// What the kernels for few rows share: a warp's 32 rows x 128 columns of W times up to 8 * NT tokens, by mma.m16n8k16.
+// Weights are the A operand (16 rows of W), tokens its n8 columns. Compile-time: FMT, BF16, NT.
+#include "fp4.cuh"
+
+#define SV (SCALE_BYTES / 128)         // 16-byte scale loads of a thread per unit
+#define REDS 36                        // floats from one token to the next in a warp's partial tile: no bank conflicts
+
+__device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+#if BF16
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#else
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+#endif
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ __forceinline__ void ldmatrix4(u32 (&r)[4], u32 addr) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(addr));
+}
+struct Unit { uint4 w[4]; uint4 s[SV]; };  // what one thread holds of 32 rows x 128 columns
+
+// 32 rows x 128 columns. xn: where this lane's ldmatrix row of each 8 tokens begins.
+__device__ __forceinline__ void compute(const Unit& u, const u32 (&xn)[NT], int off, u32 base, float (&acc)[2][NT][4]) {
+#pragma unroll
+  for (int c = 0; c < 4; c++) {  // k32: two mma steps
+    u32 b[NT][4];
+#pragma unroll
+    for (int n = 0; n < NT; n++) ldmatrix4(b[n], xn[n] + off + c * 64);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+      const uint4& q = u.w[r * 2 + c / 2];
+      u32 a0[4], a1[4];
+      decode(c % 2 ? q.z : q.x, c % 2 ? q.w : q.y, a0, a1);
+#if FMT == 0
+      const u32 sw = c == 0 ? u.s[r].x : c == 1 ? u.s[r].y : c == 2 ? u.s[r].z : u.s[r].w;
+      const u32 s0 = scales(sw, 0, base), s1 = scales(sw, 1, base);
+#else
+      const u32 sw = r ? (c / 2 ? u.s[0].w : u.s[0].z) : (c / 2 ? u.s[0].y : u.s[0].x);
+      const u32 s0 = scales(sw, c % 2, base), s1 = s0;
+#endif
+      const u32 s0l = low2(s0), s0h = high2(s0), s1l = low2(s1), s1h = high2(s1);
+      a0[0] = mul2(a0[0], s0l); a0[1] = mul2(a0[1], s0h); a0[2] = mul2(a0[2], s0l); a0[3] = mul2(a0[3], s0h);
+      a1[0] = mul2(a1[0], s1l); a1[1] = mul2(a1[1], s1h); a1[2] = mul2(a1[2], s1l); a1[3] = mul2(a1[3], s1h);
+#pragma unroll
+      for (int n = 0; n < NT; n++) mma(acc[r][n], a0, b[n][0], b[n][1]);
+#pragma unroll
+      for (int n = 0; n < NT; n++) mma(acc[r][n], a1, b[n][2], b[n][3]);
+    }
+  }
+}
+
+__device__ __forceinline__ float4 add4(float4 a, float4 b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+template <class Args>
+__device__ __forceinline__ void store4(const Args& g, float4 v, int m, int n) {  // four rows of the result
+  float f[4] = {v.x, v.y, v.z, v.w};
+  u16 h[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    if (n + i >= g.n) break;
+    f[i] *= g.row_mult[n + i];
+    if (g.bias) f[i] += to_float(g.bias[n + i]);
+    h[i] = from_float(f[i]);
+  }
+  u16* y = g.y + (u64)m * g.n + n;
+  if (g.n % 4 == 0) {
+    if (n < g.n) *(uint2*)y = make_uint2(h[0] | (u32)h[1] << 16, h[2] | (u32)h[3] << 16);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (n + i < g.n) y[i] = h[i];
+  }
+}
+
+// A warp's sums as [token][row], REDS floats from one token to the next; cleared for the next block.
+__device__ __forceinline__ void put(float (&acc)[2][NT][4], float* p, int m) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int r = 0; r < 2; r++)
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const int t = n * 8 + (lane % 4) * 2 + (j & 1);
+        if (t < m) p[t * REDS + r * 16 + lane / 4 + (j & 2) * 4] = acc[r][n][j];
+        acc[r][n][j] = 0.f;
+      }
+}

@@ -1,0 +1,78 @@
+"""Which kernels compute a layer's result for a number of rows."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+import torch
+from torch import Tensor
+
+from halfbyte_cuda_marlin.cuda import pair, small, wide
+from halfbyte_cuda_marlin.cuda.cards import Card
+from halfbyte_cuda_marlin.cuda.cards import card as card_of
+from halfbyte_cuda_marlin.cuda.dense import Dense
+
+#: Computes y [M, N] from x [M, K], units, rows, bias and memory for y, on the current device.
+Path: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], None]
+
+#: Numbers of rows that between them need every kernel that a layer can need.
+EVERY_KERNEL: Final = (1, 2, 8, 9, 16, 17, 24, 25, *range(32, 2049, 32), 4096)
+#: Units of 128 columns from which staging x costs more than the matrix units of warpgroups.
+_LONG: Final = 64
+#: Without Hopper's matrix units: where 16 rows at a time read no fewer bytes than dequantizing first.
+_MOST_IN_SLICES: Final = 64
+
+
+@functools.lru_cache(maxsize=4096)
+def path(
+    shape: tuple[int, int, int],
+    weights: tuple[int, int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    arch: str | None,
+) -> Path:
+    """The way for (M, N, K) and units of the shape `weights`; on Hopper switched where one H200 measured faster.
+
+    `arch`: what to compile for, by default the card's own.
+    """
+    m, (tiles, units, unit_bytes) = shape[0], weights
+    card = card_of(device.index or 0, arch)
+    if not card.warpgroups:
+        if m <= small.MOST_ROWS:
+            return small.launcher(shape, weights, dtype, device, card)
+        if m <= _MOST_IN_SLICES:
+            return _slices(shape, weights, dtype, device, card)
+        return Dense(shape, weights, dtype, device, card)
+    paired = pair.plan(m, tiles, units, unit_bytes, card.processors, card.shared) if m <= pair.MOST_ROWS else None
+    if paired is not None and m <= _most_for_pairs(tiles, units):
+        return pair.launcher(paired, shape, weights, dtype, device, card)
+    if m <= (small.MOST_ROWS if units <= _LONG else 8):
+        return small.launcher(shape, weights, dtype, device, card)
+    return wide.launcher(shape, weights, dtype, device, card)
+
+
+def _most_for_pairs(tiles: int, units: int) -> int:
+    """Rows of x up to which pairs are faster than warpgroups."""
+    if units > _LONG:
+        return 16
+    return 32 if tiles <= 256 else 24
+
+
+def _slices(
+    shape: tuple[int, int, int], weights: tuple[int, int, int], dtype: torch.dtype, device: torch.device, card: Card
+) -> Path:
+    """The kernel for few rows, called for 16 after 16 of them."""
+    m, n, k = shape
+    starts = range(0, m, small.MOST_ROWS)
+    parts = [
+        (slice(start, start + rows), small.launcher((rows, n, k), weights, dtype, device, card))
+        for start, rows in ((start, min(small.MOST_ROWS, m - start)) for start in starts)
+    ]
+
+    def run(x: Tensor, units: Tensor, rows: Tensor, bias: Tensor | None, y: Tensor) -> None:
+        for part, launch in parts:
+            launch(x[part], units, rows, bias, y[part])
+
+    return run

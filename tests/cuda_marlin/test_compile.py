@@ -1,0 +1,45 @@
+"""Every kernel of linear layers compiles for every architecture that it is declared for; no card is needed."""
+
+import sys
+
+import pytest
+
+from halfbyte.machines import ARCHES, describe, matches
+from halfbyte_cuda_marlin.cuda import dense, nvrtc, pair, small, wide
+from halfbyte_cuda_marlin.cuda.cards import Card
+from halfbyte_cuda_marlin.cuda.specs import SPECS
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NVRTC's library is installed for the tests on Linux")
+
+(LINEAR,) = (spec for spec in SPECS if spec.op == "linear")
+DECLARED = [arch for arch in ARCHES if any(matches(pattern, describe(arch)) for pattern in LINEAR.devices)]
+SIZES = (256, 32, 2304, 132)
+
+
+@pytest.fixture(autouse=True)
+def _compile_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    nvrtc.machine_code.cache_clear()
+
+
+@pytest.mark.parametrize("arch", DECLARED)
+def test_the_kernels_for_any_card_compile(arch: str):
+    few = small.macros(16, small.plan(16, *SIZES), mxfp4=False, bf16=True, bulk=Card(arch, 132).bulk)
+    assert nvrtc.machine_code("small", arch, few)[:4] == b"\x7fELF"
+    assert nvrtc.machine_code("dense", arch, dense.macros(mxfp4=True, bf16=False))[:4] == b"\x7fELF"
+    assert nvrtc.machine_code("pack", arch, ())[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize(("mxfp4", "bf16"), [(False, True), (True, False)])
+def test_the_kernels_for_hopper_compile(mxfp4: bool, bf16: bool):
+    plan = pair.plan(8, *SIZES)
+    assert plan is not None
+    assert nvrtc.machine_code("pair", "sm_90a", pair.macros(8, plan, mxfp4=mxfp4, bf16=bf16))[:4] == b"\x7fELF"
+    options = wide.macros(wide.plan(32, *SIZES), mxfp4=mxfp4, bf16=bf16)
+    assert nvrtc.machine_code("wide", "sm_90a", options)[:4] == b"\x7fELF"
+
+
+def test_code_for_a_virtual_architecture_is_text_that_the_driver_compiles():
+    code = nvrtc.machine_code("dense", "compute_80", dense.macros(mxfp4=False, bf16=True))
+    assert b".target sm_80" in code
+    assert code.endswith(b"\0")

@@ -1,0 +1,96 @@
+"""Prepared launches, over a driver that only looks at what it is given."""
+
+import ctypes
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from halfbyte.errors import PluginError
+from halfbyte_cuda_marlin.cuda import launcher
+from halfbyte_cuda_marlin.cuda.driver import POINTERS, Attribute, Config
+from halfbyte_cuda_marlin.cuda.launcher import Launcher
+
+STREAM = 7
+
+
+class Arguments(ctypes.Structure):
+    _fields_ = (*POINTERS, ("m", ctypes.c_int))
+
+
+class Driver:
+    """Notes every launch; `during` is called while one goes on."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Config, list[int | None], int, int]] = []
+        self.result = 0
+        self.during = lambda: None
+
+    def __call__(self, config: int, _kernel: object, parameters: int, _extra: None) -> int:
+        during, self.during = self.during, lambda: None
+        during()
+        address = (ctypes.c_void_p * 1).from_address(parameters)[0]
+        arguments = Arguments.from_address(address or 0)
+        pointers = [getattr(arguments, name) for name, _ in POINTERS]
+        self.launches.append((Config.from_buffer_copy(Config.from_address(config)), pointers, arguments.m, config))
+        return self.result
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    fake = Driver()
+    monkeypatch.setattr(launcher, "driver", lambda: SimpleNamespace(cuLaunchKernelEx=fake))
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: STREAM + index, raising=False)
+    return fake
+
+
+def made(**options: bool) -> Launcher:
+    arguments = Arguments(*(None,) * len(POINTERS), 3)
+    return Launcher(ctypes.c_void_p(1), torch.device("cpu"), (5, 64, 1024), arguments, **options)
+
+
+def tensors() -> tuple[torch.Tensor, ...]:
+    return tuple(torch.zeros(4) for _ in range(5))
+
+
+def test_every_launch_has_its_own_tensors_and_the_same_numbers(driver: Driver):
+    launch = made()
+    for _ in range(2):
+        x, units, rows, bias, y = tensors()
+        launch(x, units, rows, bias, y)
+        config, pointers, m, _ = driver.launches[-1]
+        assert pointers == [*(t.data_ptr() for t in (x, units, rows, bias, y)), None, None]
+        assert m == 3
+        assert (config.gx, config.bx, config.shared, config.stream, config.count) == (5, 64, 1024, STREAM, 0)
+    x, units, rows, _, y = tensors()
+    launch(x, units, rows, None, y)
+    assert driver.launches[-1][1][3] is None
+
+
+def test_a_launch_during_another_uses_other_memory(driver: Driver):
+    launch, outer, inner = made(), tensors(), tensors()
+    driver.during = lambda: launch(*inner)
+    launch(*outer)
+    (_, first, _, first_at), (_, second, _, second_at) = driver.launches
+    assert (first[0], second[0]) == (inner[0].data_ptr(), outer[0].data_ptr())
+    assert first_at != second_at
+    launch(*outer)
+    assert driver.launches[-1][3] in (first_at, second_at)
+
+
+def test_an_early_launch_says_so(driver: Driver):
+    made(early=True)(*tensors())
+    config = driver.launches[-1][0]
+    assert config.count == 1
+    attribute = Attribute.from_address(config.attributes)
+    assert (attribute.id, attribute.value) == (6, 1)
+
+
+def test_a_launch_that_fails_is_an_error_and_the_next_one_works(driver: Driver):
+    launch = made()
+    driver.result = 700
+    with pytest.raises(PluginError, match=r"cuLaunchKernelEx failed with CUDA driver error 700"):
+        launch(*tensors())
+    driver.result = 0
+    launch(*tensors())
+    assert len(driver.launches) == 2
