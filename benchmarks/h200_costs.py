@@ -64,12 +64,18 @@ def host_table() -> str:
 
 
 def prepared(weights: LinearWeights | ExpertsWeights, policy: Policy) -> tuple[float, float]:
-    """(GB/s of packed weights, extra memory at the peak in copies of what came)."""
+    """(GB/s of packed weights, extra memory at the peak in copies of what came); the kernel is chosen beforehand."""
+    problem = (
+        weights.problem(torch.bfloat16)
+        if isinstance(weights, LinearWeights)
+        else weights.problem(torch.bfloat16, top_k=4, activation="silu")
+    )
+    resolution = resolve(problem, machine_here("cuda"), policy)
 
     def make() -> object:
         if isinstance(weights, LinearWeights):
-            return FP4Linear(weights, device="cuda", policy=policy)
-        return FP4Experts(weights, top_k=4, activation="silu", device="cuda", policy=policy)
+            return FP4Linear(weights, device="cuda", resolution=resolution)
+        return FP4Experts(weights, top_k=4, activation="silu", device="cuda", resolution=resolution)
 
     make()  # compiles
     times = []
