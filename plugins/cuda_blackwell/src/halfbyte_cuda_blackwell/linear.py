@@ -50,8 +50,10 @@ class _MmFp4:
         own, fmt = self.backend, packed.problem.scheme.weights
         tile, alpha, encode = own.tile(x.shape[0]), packed["alpha"], packed.tensors.get("encode")
         if encode is None and fmt.has_global_scale:
-            decode = x.abs().amax().to(torch.float32).clamp(min=_SMALLEST_AMAX).reshape(1) / _RANGE
-            alpha, encode = alpha * decode, decode.reciprocal()
+            amax = x.abs().amax().to(torch.float32).clamp(min=_SMALLEST_AMAX).reshape(1)
+            # Quotients of tensors: with a Python number torch multiplies by a reciprocal, and ties of scales fall wrongly.
+            whole = torch.full_like(amax, _RANGE)
+            alpha, encode = alpha * (amax / whole), whole / amax
         codes, scales = ops.quantize(x, encode, tile)
         result: Tensor = ops.mm_fp4(
             codes, scales, packed["weight"], packed["scales"], alpha, own.name, fmt.group_size, tile, x.dtype

@@ -52,8 +52,6 @@ def _swizzled_bytes(problem: Problem) -> int:
 def _quantizing(backend: Backend) -> KernelSpec:
     """A kernel over `mm_fp4`: weights and activations in FP4."""
     kernel_id = f"flashinfer.{backend.name}"
-    schemes = {f"{name}-w4a4": Fidelity.NATIVE for name in backend.formats}
-    schemes |= {f"{name}-w4a16": Fidelity.QUANTIZES_ACTIVATIONS for name in backend.formats}
     return KernelSpec(
         id=kernel_id,
         op="linear",
@@ -61,7 +59,7 @@ def _quantizing(backend: Backend) -> KernelSpec:
         devices=_devices(backend.capabilities),
         requires=(FLASHINFER, *backend.requires),
         install=INSTALL,
-        schemes=schemes,
+        schemes={f"{name}-w4a4": Fidelity.NATIVE for name in backend.formats},
         dtypes=backend.dtypes,
         n_multiple=backend.n_multiple,
         k_multiple=backend.k_multiple,
