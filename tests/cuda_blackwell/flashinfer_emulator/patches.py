@@ -43,7 +43,7 @@ def card(capability: int, *, cuda: str = "13.0", cudnn: int = 92400) -> Iterator
         for owner, name, value in replaced:
             stack.enter_context(mock.patch.object(owner, name, value, create=True))
         stack.enter_context(mock.patch.dict(flashinfer.utils._cache_buf, clear=True))
-        stack.enter_context(mock.patch.dict(sys.modules, {"flashinfer.cute_dsl.utils": _cute_dsl_utils()}))
+        stack.enter_context(_module("flashinfer.cute_dsl.utils", _cute_dsl_utils()))
         yield
 
 
@@ -76,6 +76,19 @@ def emulated(capability: int) -> Iterator[None]:
         for owner, name, value in replaced:
             stack.enter_context(mock.patch.object(owner, name, value))
         yield
+
+
+@contextlib.contextmanager
+def _module(name: str, module: ModuleType) -> Iterator[None]:
+    """Put a module in place of another one; what is imported meanwhile stays, unlike with `mock.patch.dict`."""
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
 
 
 def _cute_dsl_utils() -> ModuleType:

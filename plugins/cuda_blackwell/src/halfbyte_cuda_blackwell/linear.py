@@ -51,7 +51,7 @@ class _MmFp4:
         tile, alpha, encode = own.tile(x.shape[0]), packed["alpha"], packed.tensors.get("encode")
         if encode is None and fmt.has_global_scale:
             amax = x.abs().amax().to(torch.float32).clamp(min=_SMALLEST_AMAX).reshape(1)
-            # Quotients of tensors: with a Python number torch multiplies by a reciprocal, and ties of scales fall wrongly.
+            # Quotients of tensors: with a Python number torch multiplies by a reciprocal, which moves scales off ties.
             whole = torch.full_like(amax, _RANGE)
             alpha, encode = alpha * (amax / whole), whole / amax
         codes, scales = ops.quantize(x, encode, tile)
