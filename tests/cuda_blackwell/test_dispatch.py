@@ -36,7 +36,7 @@ CLASSES = {
 ROWS = (1, 7, 33, 129)
 
 
-class Recorder(gemm_base.TunableRunner):
+class Recorder(gemm_base.TunableRunner):  # type: ignore[misc]  # the library has no annotations
     """In the place of every runner: takes what it is given."""
 
     def get_valid_tactics(self, inputs, profile):  # noqa: ARG002

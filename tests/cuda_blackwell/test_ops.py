@@ -1,6 +1,5 @@
 """Our operators around FlashInfer's calls: what they refuse before the library is asked, fakes as real ones."""
 
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ import pytest
 pytest.importorskip("flashinfer", reason="flashinfer-python is not installed")
 
 import torch
+from flashinfer.gemm import gemm_base
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cuda_blackwell.flashinfer_emulator.patches import card, emulated
@@ -199,7 +199,7 @@ def test_libraries_that_are_too_old_are_named_when_weights_are_prepared():
 
 
 def test_cudnn_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(library.gemm_base, "CUDNN_AVAILABLE", False)
+    monkeypatch.setattr(gemm_base, "CUDNN_AVAILABLE", False)
     with pytest.raises(PluginError, match="nvidia-cudnn-frontend"):
         library.require_cudnn(library.CUDNN_FP4, "flashinfer.cudnn")
 
@@ -208,7 +208,7 @@ def test_cudnn_that_does_not_load_is_named(monkeypatch: pytest.MonkeyPatch):
     def missing() -> int:
         raise RuntimeError("Unable to find symbol cudnnGetVersion")
 
-    monkeypatch.setattr(library.gemm_base, "CUDNN_AVAILABLE", True)
-    monkeypatch.setattr(library.gemm_base, "cudnn", type("cudnn", (), {"backend_version": missing}), raising=False)
+    monkeypatch.setattr(gemm_base, "CUDNN_AVAILABLE", True)
+    monkeypatch.setattr(gemm_base, "cudnn", type("cudnn", (), {"backend_version": missing}), raising=False)
     with pytest.raises(PluginError, match="does not load: Unable to find symbol cudnnGetVersion"):
         library.require_cudnn(library.CUDNN_FP4, "flashinfer.cudnn")

@@ -77,7 +77,7 @@ def quantize(x: Tensor, encode: Tensor | None, codes: Tensor, scales: Tensor, ti
         code = rounded.view(torch.uint8)
         factor = torch.where(sixth != 0, 1 / (rounded.float() * (1 / encode)), 0.0)
     scales.zero_()
-    scales[offsets(*code.shape, tile)] = code
+    scales[offsets(code.shape[0], code.shape[1], tile)] = code
     nibbles = encode_e2m1((groups * factor.unsqueeze(-1)).flatten(1))
     codes.copy_(nibbles[:, 0::2] | nibbles[:, 1::2] << 4)
 

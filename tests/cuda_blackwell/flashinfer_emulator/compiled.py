@@ -63,7 +63,7 @@ class Trtllm:
         out[:, blocks.reshape(-1)] = shuffled
 
 
-class Dsl(TunableRunner):
+class Dsl(TunableRunner):  # type: ignore[misc]  # the library has no annotations
     """mm_fp4's runners in CuTe DSL (SM10x and b12x) and cuDNN's: they read operands through pointers."""
 
     def __init__(self, multiple_of_n: int) -> None:
@@ -85,7 +85,7 @@ class Dsl(TunableRunner):
         return out
 
 
-class WeightOnlySm10x(TunableRunner):
+class WeightOnlySm10x(TunableRunner):  # type: ignore[misc]
     """The kernel behind mm_bf16_fp4 on SM10x: by the wheel's own reference of its layout."""
 
     reference = staticmethod(references._mm_bf16_fp4_cute_dsl_sm100_reference)
