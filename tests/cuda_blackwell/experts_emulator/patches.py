@@ -56,11 +56,26 @@ def emulated(capability: int) -> Iterator[B12x]:
         (prepare, "_prepare_cutile_fp4_scales", _cutile_scales(capability)),
     ]
     experts_cutile._layer.cache_clear()
-    with card(capability), mock.patch.dict(sys.modules, _b12x_modules(b12x)), contextlib.ExitStack() as stack:
+    with card(capability), modules(_b12x_modules(b12x)), contextlib.ExitStack() as stack:
         for owner, name, value in replaced:
             stack.enter_context(mock.patch.object(owner, name, value, create=True))
         yield b12x
     experts_cutile._layer.cache_clear()
+
+
+@contextlib.contextmanager
+def modules(doubles: dict[str, ModuleType]) -> Iterator[None]:
+    """These modules in the place of others; what is imported meanwhile stays, since torch can be imported once."""
+    before = {name: sys.modules.get(name) for name in doubles}
+    sys.modules.update(doubles)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
 
 
 def _cutile_scales(capability: int) -> Any:
@@ -89,10 +104,10 @@ def _b12x_modules(b12x: B12x) -> dict[str, ModuleType]:
         launch_sm120_moe=signatures.checked(b12x.launch, source, "launch_sm120_moe"),
         _get_weight_views=signatures.checked(b12x.weight_views, source, "_get_weight_views"),
     )
-    modules = {_SM12X: package, dispatch.__name__: dispatch}
-    with mock.patch.dict(sys.modules, modules):
+    doubles = {_SM12X: package, dispatch.__name__: dispatch}
+    with modules(doubles):
         weights = importlib.import_module(f"{_SM12X}.moe_w4a16_prepare")
         host = sys.modules[f"{_SM12X}.moe_w4a16_host"]
         activations = sys.modules[f"{_SM12X}.moe_w4a16_activations"]
     weights.__dict__["_make_workspace"] = lambda device, **_: torch.zeros(10, dtype=torch.int32, device=device)
-    return modules | {module.__name__: module for module in (weights, host, activations)}
+    return doubles | {module.__name__: module for module in (weights, host, activations)}
