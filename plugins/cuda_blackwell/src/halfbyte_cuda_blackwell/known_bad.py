@@ -23,6 +23,13 @@ KNOWN_BAD: Final[dict[tuple[str, str], tuple[KnownBad, ...]]] = {
         ),
     ),
     # Experts
+    ("experts", "flashinfer.b12x"): (
+        KnownBad(
+            devices=("sm_121",),
+            effect="an illegal memory access at the first call",
+            thread=f"{_FLASHINFER}/issues/3170",
+        ),
+    ),
 }
 
 
