@@ -14,8 +14,12 @@ from halfbyte.schemes import SCHEMES
 #: Qwen3-30B-A3B's layers, and gpt-oss-20b's.
 QWEN3: dict[str, Any] = {"experts": 128, "top_k": 8, "hidden": 2048, "intermediate": 768}
 GPT_OSS: dict[str, Any] = {
-    **{"experts": 32, "top_k": 4, "hidden": 2880, "intermediate": 2880},
-    **{"activation": "swigluoai", "bias": True},
+    "experts": 32,
+    "top_k": 4,
+    "hidden": 2880,
+    "intermediate": 2880,
+    "activation": "swigluoai",
+    "bias": True,
 }
 #: The first of ours on each machine; the rest is core's.
 DOCUMENTED = {
