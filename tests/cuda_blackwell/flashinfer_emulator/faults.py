@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import torch
 from torch import Tensor
 
 from halfbyte_cuda_blackwell import linear, packing, weight_only
@@ -52,13 +53,8 @@ def _unshuffled(rows: Tensor) -> Tensor:
     return rows.clone()
 
 
-@contextlib.contextmanager
-def _inverted_global_scale() -> Iterator[None]:
-    def inverting(on: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda device, values: on(device, values.reciprocal())
-
-    with mock.patch.object(linear, "_on", inverting(linear._on)):
-        yield
+def _inverted(device: torch.device, values: Tensor) -> Tensor:
+    return packing.float32_on(device, values.reciprocal())
 
 
 @contextlib.contextmanager
@@ -74,10 +70,9 @@ def _scales_swizzled_before_the_rows() -> Iterator[None]:
 
 
 FAULTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
-    "none": contextlib.nullcontext,
     "swapped-nibbles": _swapped_nibbles,
     "linear-scales": lambda: _replaced("swizzle_128x4", _linear_scales),
     "unshuffled-rows": lambda: _replaced("shuffled_rows", _unshuffled),
     "rows-after-the-swizzle": _scales_swizzled_before_the_rows,
-    "inverted-global-scale": _inverted_global_scale,
+    "inverted-global-scale": lambda: _replaced("float32_on", _inverted),
 }

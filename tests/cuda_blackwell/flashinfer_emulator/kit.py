@@ -1,7 +1,4 @@
-"""A pytest plugin that runs the conformance kit over the emulated library; EMULATED_CAPABILITY names the card.
-
-EMULATED_FAULT breaks something on the way, so that the tests can show that the kit finds it; see faults.py.
-"""
+"""A pytest plugin that runs the conformance kit over the emulated library; EMULATED_CAPABILITY names the card."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from cuda_blackwell.flashinfer_emulator.faults import FAULTS
 from cuda_blackwell.flashinfer_emulator.patches import emulated
 from halfbyte.conformance.environment import Environment
 from halfbyte.machines import describe
@@ -20,5 +16,5 @@ from halfbyte.machines import describe
 @pytest.fixture(scope="session")
 def kernel_environment() -> Iterator[Environment]:
     capability = int(os.environ["EMULATED_CAPABILITY"])
-    with emulated(capability), FAULTS[os.environ.get("EMULATED_FAULT", "none")]():
+    with emulated(capability):
         yield Environment(machine=describe(f"sm_{capability}"), device=torch.device("cpu"))

@@ -14,7 +14,7 @@ from halfbyte.problems import LinearProblem
 from halfbyte.weights import LinearWeights
 from halfbyte_cuda_blackwell import library, ops
 from halfbyte_cuda_blackwell.backends import BACKENDS, Backend
-from halfbyte_cuda_blackwell.packing import scale_bytes, shuffled_rows, swizzle_128x4
+from halfbyte_cuda_blackwell.packing import float32_on, scale_bytes, shuffled_rows, swizzle_128x4
 
 #: x / decode fills the range of E4M3 scales times E2M1 values.
 _RANGE = E4M3_MAX * E2M1_MAX
@@ -109,10 +109,6 @@ def _factors(matrix: Matrix, device: torch.device) -> dict[str, Tensor]:
     """`alpha`, and `encode` where activations are calibrated; made in float64, rounded once."""
     alpha = torch.ones(1, dtype=torch.float64) if matrix.global_scale is None else matrix.global_scale.to(torch.float64)
     if matrix.input_global_scale is None:
-        return {"alpha": _on(device, alpha)}
+        return {"alpha": float32_on(device, alpha)}
     own = matrix.input_global_scale.to(torch.float64)
-    return {"alpha": _on(device, alpha * own), "encode": _on(device, own.reciprocal())}
-
-
-def _on(device: torch.device, values: Tensor) -> Tensor:
-    return values.to(torch.float32).to(device, copy=True)
+    return {"alpha": float32_on(device, alpha * own), "encode": float32_on(device, own.reciprocal())}

@@ -33,6 +33,11 @@ def scale_bytes(matrix: Matrix) -> Tensor:
     return matrix.scales.view(torch.uint8)
 
 
+def float32_on(device: torch.device, values: Tensor) -> Tensor:
+    """Factors made in float64, rounded once: a new float32 tensor on the device."""
+    return values.to(torch.float32).to(device, copy=True)
+
+
 def swizzle_128x4(scales: Tensor) -> Tensor:
     """Linear uint8 scales [..., R, C] to [..., round_up(R, 128), round_up(C, 4)] in tiles of 128 rows x 4 columns."""
     padded = _padded(scales, 128)

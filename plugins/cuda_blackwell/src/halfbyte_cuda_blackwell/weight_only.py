@@ -11,7 +11,7 @@ from halfbyte.problems import LinearProblem
 from halfbyte.weights import LinearWeights
 from halfbyte_cuda_blackwell import library, ops
 from halfbyte_cuda_blackwell.backends import WEIGHT_ONLY
-from halfbyte_cuda_blackwell.packing import scale_bytes, swizzle_128x4
+from halfbyte_cuda_blackwell.packing import float32_on, scale_bytes, swizzle_128x4
 
 _ID = "flashinfer.bf16-fp4"
 
@@ -34,7 +34,7 @@ class Bf16Fp4:
         weight, scales, alpha = flashinfer.prepare_bf16_fp4_weights(
             matrix.packed.clone(memory_format=torch.contiguous_format),
             swizzle_128x4(scale_bytes(matrix)),
-            scale.to(torch.float32).to(device, copy=True),
+            float32_on(device, scale),
             backend=backend,
             block_size=matrix.format.group_size,
         )
