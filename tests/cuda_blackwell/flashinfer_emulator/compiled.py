@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from flashinfer.gemm.gemm_base import TunableRunner
@@ -113,9 +114,12 @@ class WeightOnlySm10x(TunableRunner):  # type: ignore[misc]
 
 
 class WeightOnlySm12x(WeightOnlySm10x):
-    """The same on SM12x: repacked tiles of 16 x 64."""
+    """The same on SM12x: repacked tiles of 16 x 64, and x rounded to float16 (use_fp16_mma is 1 without tuning)."""
 
-    reference = staticmethod(references._mm_bf16_fp4_cute_dsl_reference)
+    @staticmethod
+    def reference(x: Tensor, *packed: Any) -> Tensor:
+        result: Tensor = references._mm_bf16_fp4_cute_dsl_reference(x.half().float(), *packed)
+        return result
 
     def check_layout(self, weight: Tensor, scales: Tensor) -> None:
         checks.dtype(torch.int32, weight=weight)
