@@ -12,6 +12,7 @@ import torch
 pytest.importorskip("flashinfer", reason="flashinfer-python is not installed")
 
 from cuda_blackwell.experts_emulator.b12x import B12x
+from cuda_blackwell.experts_emulator.faults import one_input_scale
 from cuda_blackwell.experts_emulator.patches import emulated
 from cuda_blackwell.flashinfer_emulator.patches import card
 from halfbyte import FP4Experts, Policy, describe, resolve
@@ -158,6 +159,22 @@ def test_gate_and_up_keep_a_global_scale_each_in_cutile(hopper: None):
     assert torch.equal(own["w1_global_scale"], expected)  # the library turns up and gate
 
 
+def test_trtllm_clamps_before_it_scales(sm100: None):
+    with one_input_scale():
+        weights = layer("nvfp4-w4a4", shared=True)
+    x, routing = data.activations(33, SIZE, torch.bfloat16, kind="outliers"), data.routing(33, EXPERTS_COUNT, 2)
+    y = run("trtllm", packed("trtllm", weights, activation="swigluoai"), x, *routing)
+    expected = oracle.experts(x, weights, *routing, activation="swigluoai", rounding=Rounding())
+    assert errors(y, expected).within(tolerance("experts", "nvfp4", "bfloat16", quantizes=True))
+
+
+def test_trtllm_alone_of_sm100s_takes_gate_and_up_with_different_global_scales():
+    problem = ExpertsProblem(
+        scheme=SCHEMES["nvfp4-w4a4"], experts=8, top_k=2, hidden=2048, intermediate=768, shared_global_scale=False
+    )
+    assert resolve(problem, describe("sm_100")).chosen().spec.id == "flashinfer.trtllm"
+
+
 def test_cutile_takes_more_tokens_than_its_buffers(hopper: None, monkeypatch: pytest.MonkeyPatch):
     from halfbyte_cuda_blackwell import experts_cutile
 
@@ -200,6 +217,8 @@ def test_an_activation_is_quantized_on_blackwell_alone(sm100: None):
     [
         ("trtllm", "mxfp4-w4a16", "sm_103", {}, Code.SCHEME),
         ("trtllm", "nvfp4-w4a4", "sm_100", {"bias": True}, Code.LIMIT),
+        ("trtllm", "nvfp4-w4a4", "sm_100", {"activation": "swigluoai", "shared_global_scale": False}, Code.LIMIT),
+        ("cutlass", "nvfp4-w4a4", "sm_100", {"shared_global_scale": False}, Code.GLOBAL_SCALES),
         ("b12x", "nvfp4-w4a4", "sm_120", {"experts": 512}, Code.LIMIT),
         ("cutlass", "nvfp4-w4a4", "sm_100", {"bias": True}, Code.BIAS),
         ("b12x-a16", "nvfp4-w4a16", "sm_120", {"activation": "gelu_tanh"}, Code.ACTIVATION),

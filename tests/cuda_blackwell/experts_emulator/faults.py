@@ -68,11 +68,11 @@ def one_input_scale() -> Iterator[None]:
     def made(*args: Any, **kwargs: Any) -> ExpertsWeights:
         weights = real(*args, **kwargs)
 
-        def same(matrix: Any) -> Any:
-            scale = None if matrix is None else matrix.input_global_scale
-            return matrix if scale is None else replace(matrix, input_global_scale=scale[:1].expand_as(scale).clone())
-
-        return replace(weights, gate=same(weights.gate), up=same(weights.up), down=same(weights.down))
+        scales = [matrix.input_global_scale for matrix in (weights.up, weights.down)]
+        first, second = (None if scale is None else scale[:1].expand(len(scale)).clone() for scale in scales)
+        gate = None if weights.gate is None else replace(weights.gate, input_global_scale=first)
+        up, down = replace(weights.up, input_global_scale=first), replace(weights.down, input_global_scale=second)
+        return replace(weights, gate=gate, up=up, down=down)
 
     with mock.patch.object(data, "experts_weights", made):
         yield

@@ -32,14 +32,19 @@ def _swizzled_bytes(problem: Problem) -> int:
 
 
 def _trtllm_check(problem: Problem, machine: Machine) -> Sequence[Refusal]:
-    """MXFP4 runs on SM100 alone; with NVFP4, biases would have to be scaled, and are not."""
+    """MXFP4 runs on SM100 alone; with NVFP4, biases and clamps come before products are scaled."""
     if not isinstance(problem, ExpertsProblem):
         return ()
     if not problem.scheme.weights.has_global_scale:
         if machine.arch == "sm_103":
             return (Refusal(Code.SCHEME, f"its MXFP4 kernels run on sm_100 alone; this is {machine.arch}"),)
         return ()
-    return (Refusal(Code.LIMIT, "adds biases with MXFP4 weights only"),) if problem.bias else ()
+    refusals = []
+    if problem.bias:
+        refusals.append(Refusal(Code.LIMIT, "adds biases with MXFP4 weights only"))
+    if problem.activation == "swigluoai" and problem.shared_global_scale is False:
+        refusals.append(Refusal(Code.LIMIT, "clamps gate and up at one number before they are scaled, each by its own"))
+    return refusals
 
 
 def _b12x_check(problem: Problem, _: Machine) -> Sequence[Refusal]:
@@ -134,6 +139,7 @@ _TRTLLM: Final = KernelSpec(
     fuses_bias=True,
     activations=("silu", "swigluoai"),
     gated_order="up-gate",
+    global_scales="per-projection",
     activation_rounding=Rounding(ties="even"),
     priority=(PriorityRule(priority=420, schemes=("nvfp4-*",)), PriorityRule(priority=280)),
     proof=Proof.CONTRACT_DOUBLE,

@@ -43,6 +43,8 @@ class Trtllm:
 
         CheckpointError naming the matrix without a calibrated input scale.
         """
+        if problem.activation == "swigluoai":
+            weights = weights.with_shared_global_scale() or weights
         first, second = first_projection(weights), second_projection(weights)
         device = first.packed.device
         ops.require_capability(device, _CAPABILITIES, "flashinfer.trtllm")
@@ -115,17 +117,23 @@ def _first_rows(rows: Tensor) -> Tensor:
 
 
 def _scales(weights: ExpertsWeights, problem: ExpertsProblem, constants: dict[str, Tensor]) -> dict[str, Tensor]:
-    """NVFP4's factors. Clamps and additions come before products are scaled, so their constants are divided by it."""
+    """NVFP4's factors, one for gate and one for up.
+
+    Clamps and additions come before products are scaled, so their constants are divided by the factor of both.
+    """
     inputs, hidden = input_multipliers(weights, problem)
+    gate = weights.gate if weights.gate is not None else weights.up
+    if gate.input_global_scale is not None:
+        inputs = torch.maximum(inputs, gate.input_global_scale)
     inputs = one_scale(inputs)
-    gate = product(weights.up, inputs)
-    device = gate.device
-    scaled: dict[str, Tensor] = {name: constants[name] / gate for name in ("beta", "limit") if name in constants}
+    device = gate.packed.device
+    gate_scale = product(gate, inputs)
+    scaled: dict[str, Tensor] = {name: constants[name] / gate_scale for name in ("beta", "limit") if name in constants}
     return {
         "alpha": constants.get("alpha", filled(problem.experts, 1.0, device)),
         **scaled,
         "x_divisor": inputs[:1].reciprocal().to(torch.float32).to(device),
-        "gate_scale": gate,
-        "up_scale": gate * hidden.reciprocal().to(torch.float32).to(device),
+        "gate_scale": gate_scale,
+        "up_scale": product(weights.up, inputs / hidden),
         "down_scale": product(weights.down, hidden),
     }
