@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -163,6 +164,16 @@ def test_rows_at_any_address_are_taken(sm_100: None):
     assert shifted.data_ptr() % 32
     for one, other in zip(ops.quantize(shifted, None, 128), ops.quantize(rows(), None, 128), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_card_that_is_not_the_current_one_becomes_it_for_the_call(monkeypatch: pytest.MonkeyPatch):
+    entered: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext(entered.append(device)))
+    for device in (torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)):
+        with ops.current(device):
+            pass
+    assert entered == [torch.device("cuda", 1)]
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-30, 0.0])

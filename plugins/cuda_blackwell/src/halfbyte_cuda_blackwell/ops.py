@@ -6,6 +6,7 @@ return memory that was never written. Its products take scales of any shape and 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 import flashinfer
@@ -42,6 +43,13 @@ def require_capability(device: torch.device, allowed: Iterable[int], what: str) 
     return found
 
 
+def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Make a card the current one for a while: FlashInfer launches on the current one, whatever its tensors are on."""
+    if device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
+
+
 @torch.library.custom_op("halfbyte_cuda_blackwell::quantize", mutates_args=())
 def quantize(x: Tensor, encode: Tensor | None, tile: int) -> tuple[Tensor, Tensor]:
     """Quantize x [M, K] (bfloat16 or float16): uint8 [M, K/2], and its swizzled scales as uint8.
@@ -52,17 +60,18 @@ def quantize(x: Tensor, encode: Tensor | None, tile: int) -> tuple[Tensor, Tenso
     """
     fmt = _check_quantize(x, encode, tile)
     rows = x.view(-1).view(x.shape)  # one row may have any stride, and (1, 1) is taken for column-major
-    codes, scales = flashinfer.fp4_quantize(
-        _aligned(rows),
-        encode,
-        sf_vec_size=fmt.group_size,
-        sf_use_ue8m0=not fmt.has_global_scale,
-        is_sf_swizzled_layout=True,
-        is_sf_8x4_layout=tile == 8,
-        is_global_scale_inversed=False,
-        backend="cuda",
-        nvfp4_4over6=None,
-    )
+    with current(x.device):
+        codes, scales = flashinfer.fp4_quantize(
+            _aligned(rows),
+            encode,
+            sf_vec_size=fmt.group_size,
+            sf_use_ue8m0=not fmt.has_global_scale,
+            is_sf_swizzled_layout=True,
+            is_sf_8x4_layout=tile == 8,
+            is_global_scale_inversed=False,
+            backend="cuda",
+            nvfp4_4over6=None,
+        )
     return codes, scales
 
 
@@ -92,18 +101,19 @@ def mm_fp4(
     that the back end does not take.
     """
     _check_mm_fp4(a, a_scales, weight, weight_scales, alpha, backend, group, tile, dtype)
-    result: Tensor = flashinfer.mm_fp4(
-        a,
-        weight.T,
-        a_scales,
-        weight_scales.T,
-        alpha,
-        out_dtype=dtype,
-        block_size=group,
-        use_8x4_sf_layout=tile == 8,
-        backend=backend,
-        use_nvfp4=group == NVFP4.group_size,
-    )
+    with current(a.device):
+        result: Tensor = flashinfer.mm_fp4(
+            a,
+            weight.T,
+            a_scales,
+            weight_scales.T,
+            alpha,
+            out_dtype=dtype,
+            block_size=group,
+            use_8x4_sf_layout=tile == 8,
+            backend=backend,
+            use_nvfp4=group == NVFP4.group_size,
+        )
     return result
 
 
@@ -134,7 +144,8 @@ def mm_bf16_fp4(x: Tensor, weight: Tensor, scales: Tensor, alpha: Tensor, n: int
         scales = scales.view(torch.float8_e4m3fn)
     elif scales.ndim == 6:  # CuTe DSL on SM10x takes a view of the swizzled bytes; see weight_only.py
         scales = scales.permute(3, 4, 1, 5, 2, 0)
-    result: Tensor = flashinfer.mm_bf16_fp4(_aligned(x), weight, scales, alpha, backend=backend, out_dtype=x.dtype)
+    with current(x.device):
+        result: Tensor = flashinfer.mm_bf16_fp4(_aligned(x), weight, scales, alpha, backend=backend, out_dtype=x.dtype)
     return result
 
 
