@@ -166,17 +166,18 @@ def _launch(x: Tensor, problem: ExpertsProblem, topk_ids: Tensor, topk_weights: 
     y = torch.empty_like(x)
     if problem.activation == "swigluoai":
         weights |= {f"swiglu_{name}": value for name, value in SWIGLUOAI.items()}
-    launch_sm120_moe(
-        a=x,
-        topk_ids=topk_ids,
-        topk_weights=topk_weights,
-        num_experts=problem.experts,
-        top_k=problem.top_k,
-        num_local_experts=problem.experts,
-        scatter_output=y,
-        activation=_ACTIVATIONS[problem.activation],
-        **weights,
-    )
+    with ops.current(x.device):
+        launch_sm120_moe(
+            a=x,
+            topk_ids=topk_ids,
+            topk_weights=topk_weights,
+            num_experts=problem.experts,
+            top_k=problem.top_k,
+            num_local_experts=problem.experts,
+            scatter_output=y,
+            activation=_ACTIVATIONS[problem.activation],
+            **weights,
+        )
     return y
 
 

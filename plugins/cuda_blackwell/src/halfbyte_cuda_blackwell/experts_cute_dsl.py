@@ -85,27 +85,28 @@ class CuteDsl:
         if problem.activation == "swigluoai":
             constants = {f"swiglu_{name}": value for name, value in SWIGLUOAI.items()}
         y = torch.empty_like(x)
-        cute_dsl_fused_moe(
-            *inputs,
-            ids,
-            topk_weights,
-            packed["w1"],
-            mma_view(packed["w1_scales"]),
-            packed["w1_alpha"],
-            packed.tensors.get("w2_input"),
-            packed["w2"],
-            mma_view(packed["w2_scales"]),
-            packed["w2_alpha"],
-            count,
-            problem.top_k,
-            problem.experts,
-            0,
-            output_dtype=x.dtype,
-            # The fused one adds up in any order: the same call would give other last bits.
-            use_fused_finalize=False,
-            moe_output=y,
-            activation_type=ActivationType[_ACTIVATIONS[problem.activation]].value,
-            quant_mode="w4a16" if problem.scheme.activations is None else "w4a4",
-            **constants,
-        )
+        with ops.current(x.device):
+            cute_dsl_fused_moe(
+                *inputs,
+                ids,
+                topk_weights,
+                packed["w1"],
+                mma_view(packed["w1_scales"]),
+                packed["w1_alpha"],
+                packed.tensors.get("w2_input"),
+                packed["w2"],
+                mma_view(packed["w2_scales"]),
+                packed["w2_alpha"],
+                count,
+                problem.top_k,
+                problem.experts,
+                0,
+                output_dtype=x.dtype,
+                # The fused one adds up in any order: the same call would give other last bits.
+                use_fused_finalize=False,
+                moe_output=y,
+                activation_type=ActivationType[_ACTIVATIONS[problem.activation]].value,
+                quant_mode="w4a16" if problem.scheme.activations is None else "w4a4",
+                **constants,
+            )
         return y

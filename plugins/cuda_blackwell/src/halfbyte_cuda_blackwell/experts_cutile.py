@@ -87,8 +87,9 @@ def _run(x: Tensor, packed: Packed, topk_ids: Tensor, topk_weights: Tensor) -> T
         view[name] = view[name].view(_SCALE_DTYPES[fmt])
     weights = MoEWeightPack()
     weights.prepare_for(f"cutile_{fmt}", view)
-    layer = _layer(problem, x.device, threading.get_ident())
-    y: Tensor = layer(MoEActivationPack(x, None, topk_ids, topk_weights), weights)
+    with ops.current(x.device):
+        layer = _layer(problem, x.device, threading.get_ident())
+        y: Tensor = layer(MoEActivationPack(x, None, topk_ids, topk_weights), weights)
     return y
 
 

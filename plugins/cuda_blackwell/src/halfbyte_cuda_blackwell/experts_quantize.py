@@ -26,5 +26,6 @@ def quantized(x: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor]:
 
     ops.require_capability(x.device, _CAPABILITIES, "FlashInfer's quantizer for experts")
     rows = x.view(-1).view(x.shape)  # one row may have any stride, and (1, 1) is taken for column-major
-    codes, scales = fp4_quantize(rows, divisor, is_sf_swizzled_layout=False, nvfp4_4over6=None)
+    with ops.current(x.device):
+        codes, scales = fp4_quantize(rows, divisor, is_sf_swizzled_layout=False, nvfp4_4over6=None)
     return codes, scales.view(torch.uint8).reshape(x.shape[0], -1)

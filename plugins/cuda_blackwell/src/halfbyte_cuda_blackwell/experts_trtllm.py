@@ -79,35 +79,36 @@ class Trtllm:
             hidden_states, scales = quantized(x, packed["x_divisor"])
             hidden_scales = scales.view(torch.float8_e4m3fn)
         y = torch.empty_like(x)
-        trtllm_fp4_block_scale_routed_moe(
-            (ids, topk_weights),
-            None,
-            hidden_states,
-            hidden_scales,
-            packed["w1"],
-            # That dtype for both formats: the library tells them apart by the shape.
-            packed["w1_scales"].view(torch.float8_e4m3fn),
-            tensors.get("w1_bias"),
-            tensors.get("alpha"),
-            tensors.get("beta"),
-            tensors.get("limit"),
-            packed["w2"],
-            packed["w2_scales"].view(torch.float8_e4m3fn),
-            tensors.get("w2_bias"),
-            tensors.get("up_scale"),
-            tensors.get("gate_scale"),
-            tensors.get("down_scale"),
-            num_experts=round_up(count, _EXPERTS_MULTIPLE),
-            top_k=problem.top_k,
-            n_group=None,
-            topk_group=None,
-            intermediate_size=problem.intermediate,
-            local_expert_offset=0,
-            local_num_experts=problem.experts,
-            routed_scaling_factor=None,
-            output=y,
-            hidden_states_scale_layout=SfLayout.layout_linear,
-        )
+        with ops.current(x.device):
+            trtllm_fp4_block_scale_routed_moe(
+                (ids, topk_weights),
+                None,
+                hidden_states,
+                hidden_scales,
+                packed["w1"],
+                # That dtype for both formats: the library tells them apart by the shape.
+                packed["w1_scales"].view(torch.float8_e4m3fn),
+                tensors.get("w1_bias"),
+                tensors.get("alpha"),
+                tensors.get("beta"),
+                tensors.get("limit"),
+                packed["w2"],
+                packed["w2_scales"].view(torch.float8_e4m3fn),
+                tensors.get("w2_bias"),
+                tensors.get("up_scale"),
+                tensors.get("gate_scale"),
+                tensors.get("down_scale"),
+                num_experts=round_up(count, _EXPERTS_MULTIPLE),
+                top_k=problem.top_k,
+                n_group=None,
+                topk_group=None,
+                intermediate_size=problem.intermediate,
+                local_expert_offset=0,
+                local_num_experts=problem.experts,
+                routed_scaling_factor=None,
+                output=y,
+                hidden_states_scale_layout=SfLayout.layout_linear,
+            )
         return y
 
 
