@@ -169,7 +169,12 @@ def test_rows_at_any_address_are_taken(sm_100: None):
 def test_a_card_that_is_not_the_current_one_becomes_it_for_the_call(monkeypatch: pytest.MonkeyPatch):
     entered: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext(entered.append(device)))
+
+    def enter(device: torch.device) -> contextlib.AbstractContextManager[None]:
+        entered.append(device)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device", enter)
     for device in (torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)):
         with ops.current(device):
             pass
