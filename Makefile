@@ -81,10 +81,11 @@ $(STAMPS)/core: $(PINNED) core/pyproject.toml
 	$(PIP) install -c $(PINNED) -e 'core[transformers]'
 	touch $@
 
-# Without the plugins' vendor packages: what the tests need of those is doubled.
+# Without the plugins' vendor packages: what the tests need of those is doubled. Of FlashInfer the Python code is needed.
 $(STAMPS)/dev: $(PINNED) $(wildcard pyproject.toml core/pyproject.toml plugins/*/pyproject.toml)
 	$(PIP) install -c $(PINNED) --group dev -e 'core[transformers,conformance]'
 	$(PIP) install --no-deps $(addprefix -e ,$(PLUGINS))
+	$(if $(filter Linux,$(shell uname)),$(PIP) install --no-deps --group flashinfer)
 	touch $@
 
 $(STAMPS)/install-%: $(PINNED) core/pyproject.toml plugins/*/pyproject.toml

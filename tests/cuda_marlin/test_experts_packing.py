@@ -49,19 +49,21 @@ def test_a_thread_finds_gate_and_up_of_the_same_number_eight_rows_apart(fmt: str
     weights = data.experts_weights(
         SCHEMES[f"{fmt}-w4a16"], EXPERTS, HIDDEN, INNER, dtype=torch.bfloat16, gated=gated, bias=True
     )
-    packed = pack_experts(weights, torch.bfloat16, pack_codes)
+    packed, up_bias = pack_experts(weights, torch.bfloat16, pack_codes), weights.up.bias
+    assert up_bias is not None
     first, up = values(packed["first"], packed["first_rows"], fmt), dequantized(weights.up)
     if weights.gate is None:
         torch.testing.assert_close(first[:, :, :HIDDEN], up, rtol=1e-6, atol=0)
-        assert torch.equal(packed["first_bias"], weights.up.bias)
+        assert torch.equal(packed["first_bias"], up_bias)
         return
-    gate = dequantized(weights.gate)
+    gate, gate_bias = dequantized(weights.gate), weights.gate.bias
+    assert gate_bias is not None
     for index in range(INNER):
         row = index // 8 * 16 + index % 8
         torch.testing.assert_close(first[:, row, :HIDDEN], gate[:, index], rtol=1e-6, atol=0)
         torch.testing.assert_close(first[:, row + 8, :HIDDEN], up[:, index], rtol=1e-6, atol=0)
-        assert torch.equal(packed["first_bias"][:, row], weights.gate.bias[:, index])
-        assert torch.equal(packed["first_bias"][:, row + 8], weights.up.bias[:, index])
+        assert torch.equal(packed["first_bias"][:, row], gate_bias[:, index])
+        assert torch.equal(packed["first_bias"][:, row + 8], up_bias[:, index])
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -70,6 +72,7 @@ def test_the_rows_of_down_keep_their_order(fmt: str):
     packed = pack_experts(weights, torch.bfloat16, pack_codes)
     down = values(packed["down"], packed["down_rows"], fmt)
     torch.testing.assert_close(down[:, :, :INNER], dequantized(weights.down), rtol=1e-6, atol=0)
+    assert weights.down.bias is not None
     assert torch.equal(packed["down_bias"], weights.down.bias)
 
 

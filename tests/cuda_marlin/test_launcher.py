@@ -44,9 +44,9 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     return fake
 
 
-def made(**options: bool) -> Launcher:
+def made(*, early: bool = False) -> Launcher:
     arguments = Arguments(*(None,) * len(POINTERS), 3)
-    return Launcher(ctypes.c_void_p(1), torch.device("cpu"), (5, 64, 1024), arguments, **options)
+    return Launcher(ctypes.c_void_p(1), torch.device("cpu"), (5, 64, 1024), arguments, early=early)
 
 
 def tensors() -> tuple[torch.Tensor, ...]:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from halfbyte.plugins import hookimpl
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from halfbyte.specs import KernelSpec
+from halfbyte.specs import API_VERSION, KernelSpec
+from halfbyte_cuda_blackwell.experts_specs import EXPERTS
+from halfbyte_cuda_blackwell.linear_specs import LINEAR
 
 
 @hookimpl
 def halfbyte_api_version() -> int:
     """Return the version of the plugin contract that this plugin was written for."""
-    return 1
+    return API_VERSION
 
 
 @hookimpl
 def halfbyte_kernels() -> Sequence[KernelSpec]:
-    """Return no kernel: this version declares none yet."""
-    return ()
+    """Return FlashInfer's linear kernels, then its experts."""
+    return (*LINEAR, *EXPERTS)

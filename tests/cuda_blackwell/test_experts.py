@@ -1,0 +1,248 @@
+"""Experts over the emulated library: what the conformance kit does not look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("flashinfer", reason="flashinfer-python is not installed")
+
+from cuda_blackwell.experts_emulator.b12x import B12x
+from cuda_blackwell.experts_emulator.faults import one_input_scale
+from cuda_blackwell.experts_emulator.patches import emulated
+from cuda_blackwell.flashinfer_emulator.patches import card
+from halfbyte import FP4Experts, Policy, describe, resolve
+from halfbyte.conformance import data, oracle
+from halfbyte.conformance.tolerances import errors, tolerance
+from halfbyte.errors import CheckpointError, PluginError, UsageError
+from halfbyte.kernels import ExpertsKernel, Packed, load_kernel
+from halfbyte.problems import ExpertsProblem
+from halfbyte.refusals import Code
+from halfbyte.schemes import SCHEMES
+from halfbyte.specs import Fidelity, Rounding
+from halfbyte.weights import ExpertsWeights
+from halfbyte_cuda_blackwell.experts_packing import beyond, local_numbers
+from halfbyte_cuda_blackwell.experts_specs import EXPERTS
+from halfbyte_cuda_blackwell.packing import unswizzle_128x4
+
+SPECS = {spec.id.removeprefix("flashinfer."): spec for spec in EXPERTS}
+EXPERTS_COUNT, SIZE = 4, 256
+
+
+@pytest.fixture
+def hopper() -> Iterator[None]:
+    with emulated(90):
+        yield
+
+
+@pytest.fixture
+def sm100() -> Iterator[None]:
+    with emulated(100):
+        yield
+
+
+@pytest.fixture
+def sm120() -> Iterator[B12x]:
+    with emulated(120) as b12x:
+        yield b12x
+
+
+def layer(scheme: str, *, seed: int = 0, shared: bool = True) -> ExpertsWeights:
+    return data.experts_weights(
+        SCHEMES[scheme], EXPERTS_COUNT, SIZE, SIZE, dtype=torch.bfloat16, seed=seed, shared=shared
+    )
+
+
+def packed(kernel: str, weights: ExpertsWeights, *, top_k: int = 2, activation: str = "silu") -> Packed:
+    problem = weights.problem(torch.bfloat16, top_k=top_k, activation=activation)
+    experts = load_kernel(SPECS[kernel])
+    assert isinstance(experts, ExpertsKernel)
+    return Packed(problem, experts.prepare(weights, problem))
+
+
+def run(kernel: str, own: Packed, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    experts = load_kernel(SPECS[kernel])
+    assert isinstance(experts, ExpertsKernel)
+    return experts.apply(x, own, ids, weights)
+
+
+def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    return torch.nn.functional.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).item()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "scheme"), [("cute-dsl", "nvfp4-w4a4"), ("trtllm", "nvfp4-w4a4"), ("cutlass", "nvfp4-w4a4")]
+)
+def test_experts_with_different_input_scales_are_right_to_flashinfers_tolerance(sm100: None, kernel: str, scheme: str):
+    weights = layer(scheme)
+    x, routing = data.activations(33, SIZE, torch.bfloat16), data.routing(33, EXPERTS_COUNT, 2)
+    y = run(kernel, packed(kernel, weights), x, *routing)
+    expected = oracle.experts(x, weights, *routing, activation="silu", rounding=Rounding())
+    assert cosine(y, expected.values) > 0.97
+    assert 0.97 < (y.double().norm() / expected.values.norm()).item() < 1.03
+
+
+def test_one_scale_for_all_experts_saturates_none(sm100: None):
+    weights = layer("nvfp4-w4a4")
+    own = packed("trtllm", weights)
+    assert weights.up.input_global_scale is not None
+    assert own["x_divisor"].item() == pytest.approx(1 / weights.up.input_global_scale.max().item())
+
+
+def test_b12x_without_calibrated_inputs_is_right_to_flashinfers_tolerance(sm120: B12x):
+    weights = layer("nvfp4-w4a16")
+    own = packed("b12x", weights)
+    assert torch.equal(own["w1_input"], torch.ones(EXPERTS_COUNT))
+    assert torch.equal(own["w2_input"], torch.ones(EXPERTS_COUNT))
+    x, routing = data.activations(33, SIZE, torch.bfloat16), data.routing(33, EXPERTS_COUNT, 2)
+    expected = oracle.experts(x, weights, *routing, activation="silu", rounding=None)
+    assert cosine(run("b12x", own, x, *routing), expected.values) > 0.97
+
+
+def test_b12x_does_not_quantize_the_activations_of_a_weight_only_checkpoint_unless_it_is_allowed():
+    problem = ExpertsProblem(scheme=SCHEMES["nvfp4-w4a16"], experts=8, top_k=2, hidden=2048, intermediate=768)
+    refused = resolve(problem, describe("sm_120"), Policy(prefer="flashinfer.b12x"))
+    own = next(candidate for candidate in refused.candidates if candidate.spec.id == "flashinfer.b12x")
+    assert own.state == "blocked"
+    assert refused.chosen().spec.id != "flashinfer.b12x"
+    demand = Policy(prefer="flashinfer.b12x", activations="allow-quantized", fidelity=Fidelity.QUANTIZES_ACTIVATIONS)
+    assert resolve(problem, describe("sm_120"), demand).chosen().spec.id == "flashinfer.b12x"
+
+
+def test_b12x_derives_from_the_weights_once(sm120: B12x):
+    """The library keeps what it derives for as long as the very tensors live that it was given."""
+    weights = layer("nvfp4-w4a4")
+    resolution = resolve(
+        weights.problem(torch.bfloat16, top_k=2, activation="silu"),
+        describe("sm_120"),
+        Policy(require="flashinfer.b12x"),
+    )
+    module = FP4Experts(
+        weights,
+        top_k=2,
+        activation="silu",
+        resolution=replace(resolution, machine=describe("cpu")),
+    )
+    x, routing = data.activations(3, SIZE, torch.bfloat16), data.routing(3, EXPERTS_COUNT, 2)
+    with torch.no_grad():
+        for _ in range(3):
+            module(x, *routing)
+        torch.compile(module, backend="aot_eager", fullgraph=True)(x, *routing)
+    assert len(sm120.made) == 1
+
+
+def test_the_global_scales_stay_out_of_the_block_scales(sm100: None):
+    weights = layer("nvfp4-w4a4", shared=True)
+    own = packed("cutlass", weights)
+    stored = unswizzle_128x4(own["w1_scales"], 2 * SIZE, SIZE // 16)
+    assert weights.gate is not None
+    assert torch.equal(stored[:, :SIZE], weights.up.scales.view(torch.uint8))
+    assert torch.equal(stored[:, SIZE:], weights.gate.scales.view(torch.uint8))
+    up, inputs = weights.up.global_scale, weights.up.input_global_scale
+    assert up is not None
+    assert inputs is not None
+    assert torch.equal(own["w1_alpha"], (up * inputs).float())
+    assert len(own["w1_alpha"].unique()) == EXPERTS_COUNT
+
+
+def test_gate_and_up_keep_a_global_scale_each_in_cutile(hopper: None):
+    weights = layer("nvfp4-w4a16", shared=False)
+    own = packed("cutile", weights)
+    assert weights.gate is not None
+    assert weights.gate.global_scale is not None
+    assert weights.up.global_scale is not None
+    expected = torch.stack((weights.gate.global_scale, weights.up.global_scale), dim=1).float()
+    assert torch.equal(own["w1_global_scale"], expected)  # the library turns up and gate
+
+
+def test_trtllm_clamps_before_it_scales(sm100: None):
+    with one_input_scale():
+        weights = layer("nvfp4-w4a4", shared=True)
+    x, routing = data.activations(33, SIZE, torch.bfloat16, kind="outliers"), data.routing(33, EXPERTS_COUNT, 2)
+    y = run("trtllm", packed("trtllm", weights, activation="swigluoai"), x, *routing)
+    expected = oracle.experts(x, weights, *routing, activation="swigluoai", rounding=Rounding())
+    assert errors(y, expected).within(tolerance("experts", "nvfp4", "bfloat16", quantizes=True))
+
+
+def test_trtllm_alone_of_sm100s_takes_gate_and_up_with_different_global_scales():
+    problem = ExpertsProblem(
+        scheme=SCHEMES["nvfp4-w4a4"], experts=8, top_k=2, hidden=2048, intermediate=768, shared_global_scale=False
+    )
+    assert resolve(problem, describe("sm_100")).chosen().spec.id == "flashinfer.trtllm"
+
+
+def test_cutile_takes_more_tokens_than_its_buffers(hopper: None, monkeypatch: pytest.MonkeyPatch):
+    from halfbyte_cuda_blackwell import experts_cutile
+
+    own = packed("cutile", layer("mxfp4-w4a16"))
+    x, routing = data.activations(33, SIZE, torch.bfloat16), data.routing(33, EXPERTS_COUNT, 2)
+    whole = run("cutile", own, x, *routing)
+    monkeypatch.setattr(experts_cutile, "_TOKENS", 8)
+    experts_cutile._layer.cache_clear()
+    assert (run("cutile", own, x, *routing) - whole).abs().max() <= 2**-7 * whole.abs().max()  # sums in other orders
+
+
+@pytest.mark.parametrize("kernel", ["cutlass", "cute-dsl", "trtllm"])
+def test_a_checkpoint_without_input_scales_is_refused_by_name(sm100: None, kernel: str):
+    weights = layer("nvfp4-w4a4")
+    bare = replace(weights, down=replace(weights.down, input_global_scale=None))
+    with pytest.raises(CheckpointError, match="calibrate the checkpoint anew"):
+        packed(kernel, bare)
+
+
+@pytest.mark.parametrize(("kernel", "scheme"), [("cutlass", "nvfp4-w4a4"), ("trtllm", "mxfp4-w4a16")])
+def test_cards_before_blackwell_are_refused(kernel: str, scheme: str):
+    with card(90), pytest.raises(UsageError, match="sm_90"):
+        packed(kernel, layer(scheme))
+
+
+def test_b12x_is_refused_below_cuda_13():
+    with card(120, cuda="12.9"), pytest.raises(PluginError, match=r"CUDA 13\.0"):
+        packed("b12x", layer("nvfp4-w4a4"))
+
+
+def test_an_activation_is_quantized_on_blackwell_alone(sm100: None):
+    own = packed("trtllm", layer("nvfp4-w4a4"))
+    x, routing = data.activations(3, SIZE, torch.bfloat16), data.routing(3, EXPERTS_COUNT, 2)
+    with card(90), pytest.raises(UsageError, match="quantizer"):
+        run("trtllm", own, x, *routing)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "scheme", "machine", "changes", "code"),
+    [
+        ("trtllm", "mxfp4-w4a16", "sm_103", {}, Code.SCHEME),
+        ("trtllm", "nvfp4-w4a4", "sm_100", {"bias": True}, Code.LIMIT),
+        ("trtllm", "nvfp4-w4a4", "sm_100", {"activation": "swigluoai", "shared_global_scale": False}, Code.LIMIT),
+        ("cutlass", "nvfp4-w4a4", "sm_100", {"shared_global_scale": False}, Code.GLOBAL_SCALES),
+        ("b12x", "nvfp4-w4a4", "sm_120", {"experts": 512}, Code.LIMIT),
+        ("cutlass", "nvfp4-w4a4", "sm_100", {"bias": True}, Code.BIAS),
+        ("b12x-a16", "nvfp4-w4a16", "sm_120", {"activation": "gelu_tanh"}, Code.ACTIVATION),
+    ],
+)
+def test_what_a_kernel_cannot_do_is_refused(
+    kernel: str, scheme: str, machine: str, changes: dict[str, Any], code: Code
+):
+    problem = ExpertsProblem(scheme=SCHEMES[scheme], experts=8, top_k=2, hidden=2048, intermediate=768)
+    resolution = resolve(replace(problem, **changes), describe(machine))
+    own = next(candidate for candidate in resolution.candidates if candidate.spec is SPECS[kernel])
+    assert code in {refusal.code for refusal in own.refusals}
+
+
+def test_biases_of_gpt_oss_are_added(sm100: None):
+    weights = data.experts_weights(SCHEMES["mxfp4-w4a16"], EXPERTS_COUNT, SIZE, SIZE, dtype=torch.bfloat16, bias=True)
+    x, routing = data.activations(5, SIZE, torch.bfloat16), data.routing(5, EXPERTS_COUNT, 2)
+    y = run("trtllm", packed("trtllm", weights, activation="swigluoai"), x, *routing)
+    expected = oracle.experts(x, weights, *routing, activation="swigluoai", rounding=None)
+    assert errors(y, expected).within(tolerance("experts", "mxfp4", "bfloat16", quantizes=False))
+
+
+def test_experts_of_another_rank_have_numbers_of_their_own():
+    expert_map = torch.tensor([-1, 0, -1, 1], dtype=torch.int32)
+    local = local_numbers(torch.tensor([[0, 2], [1, 3], [3, 0]], dtype=torch.int32), expert_map)
+    assert local.tolist() == [[-1, -1], [0, 1], [1, -1]]
+    assert beyond(local, 2).tolist() == [[2, 3], [0, 1], [1, 3]]
