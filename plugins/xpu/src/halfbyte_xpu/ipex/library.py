@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed_version
+from importlib import import_module, metadata
 from typing import Final
 
 import torch
@@ -19,19 +17,26 @@ LINEAR: Final = "mm_mxfp4_out_marlin"
 EXPERTS: Final = "group_mm_mxfp4_out_marlin"
 
 
+def installed() -> str | None:
+    """The installed version with its local tag; None if there is none."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 @cache
 def load(name: str) -> None:
     """Import the library and look for its operator; PluginError if the build has no FP4 or does not match torch."""
-    try:
-        wrong = mismatches(installed_version(DISTRIBUTION), torch.__version__)
-    except PackageNotFoundError:
-        wrong = [f"{DISTRIBUTION} is not installed"]
+    version = installed()
+    wrong = mismatches(version, torch.__version__) if version else [f"{DISTRIBUTION} is not installed"]
     if wrong:
         raise PluginError("; ".join(wrong))
     import_module("intel_extension_for_pytorch")
     if not hasattr(torch.ops.torch_ipex, name):
         raise PluginError(
-            f"{DISTRIBUTION} {version(DISTRIBUTION)} registers no torch_ipex::{name}; {DISTRIBUTION} 2.9.10"
+            f"{DISTRIBUTION} {version} registers no torch_ipex::{name}, which builds for Intel "
+            "GPUs have from 2.9.10; set HALFBYTE_DENY=xpu.ipex"
         )
 
 

@@ -10,7 +10,7 @@ from halfbyte.machines import Machine
 from halfbyte.problems import Problem
 from halfbyte.refusals import Code, Refusal
 from halfbyte.specs import Fidelity, KernelSpec, Proof
-from halfbyte_xpu.devices import without_fp4
+from halfbyte_xpu.devices import NO_XETLA, without_fp4
 from halfbyte_xpu.known_bad import KNOWN_BAD
 
 DISTRIBUTION: Final = "intel-extension-for-pytorch"
@@ -38,7 +38,7 @@ def _check(problem: Problem, machine: Machine) -> list[Refusal]:  # noqa: ARG001
     packages = dict(machine.packages or ())
     version = packages.get(DISTRIBUTION)
     wrong = [] if version is None else mismatches(version, packages.get("torch"))
-    return [*without_fp4(machine), *(Refusal(Code.PACKAGE_VERSION, detail, _INSTALL) for detail in wrong)]
+    return [*without_fp4(machine, NO_XETLA), *(Refusal(Code.PACKAGE_VERSION, detail, _INSTALL) for detail in wrong)]
 
 
 SPECS: Final = tuple(

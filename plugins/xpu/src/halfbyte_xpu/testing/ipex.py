@@ -63,8 +63,8 @@ def install() -> None:
     library.impl(ours.EXPERTS, group_mm, "CPU")
     name = "intel_extension_for_pytorch"
     sys.modules[name] = ModuleType(name)
-    ours.installed_version = _matching_version
+    ours.installed = _matching_version
 
 
-def _matching_version(distribution: str) -> str:  # noqa: ARG001 - as importlib.metadata has it
+def _matching_version() -> str:
     return ".".join(torch.__version__.split(".")[:2]) + ".10+xpu"
