@@ -13,7 +13,8 @@ from halfbyte_xpu.testing import vllm_experts, vllm_linear
 from halfbyte_xpu.vllm_kernels import schemas
 from halfbyte_xpu.vllm_kernels.schemas import Op
 
-_HOMES: Final = {
+#: The module and function that computes each operator.
+HOMES: Final = {
     schemas.QUANTIZE: (vllm_linear, "per_token_group_quant_mxfp4"),
     schemas.FP4_GEMM: (vllm_linear, "fp4_gemm"),
     schemas.GROUPED_GEMM: (vllm_experts, "grouped_gemm"),
@@ -22,20 +23,20 @@ _HOMES: Final = {
     **{op: (vllm_experts, op.name) for op in schemas.ACTIVATION_OPS.values()},
 }
 #: Kept as long as the process: a library that is collected takes its operators with it.
-_LIBRARIES: Final[list[torch.library.Library]] = []
+LIBRARIES: Final[list[torch.library.Library]] = []
 
 
 def install() -> None:
     """Register the operators and put the modules into sys.modules, once; RuntimeError where the real ones are."""
-    if _LIBRARIES:
+    if LIBRARIES:
         return
     for op in (*schemas.LINEAR_OPS, *schemas.EXPERTS_OPS):
         if hasattr(getattr(torch.ops, op.library), op.name):
             raise RuntimeError(f"{op} is registered already: the double must not meet the vendor's library")
         library = torch.library.Library(op.library, "FRAGMENT")
-        _LIBRARIES.append(library)
+        LIBRARIES.append(library)
         library.define(op.schema)
-        library.impl(op.name, _implementation(op), "CPU" if op in _HOMES else "CompositeImplicitAutograd")
+        library.impl(op.name, implementation(op), "CPU" if op in HOMES else "CompositeImplicitAutograd")
     package = ModuleType(schemas.PACKAGE)
     package.__path__ = []
     interface = ModuleType(f"{schemas.PACKAGE}.fused_moe_interface")
@@ -44,10 +45,11 @@ def install() -> None:
     sys.modules.update({module.__name__: module for module in (package, interface, *libraries)})
 
 
-def _implementation(op: Op) -> Callable[..., Any]:
-    if op not in _HOMES:  # the two questions about the device
+def implementation(op: Op) -> Callable[..., Any]:
+    """What computes an operator here."""
+    if op not in HOMES:  # the two questions about the device
         return lambda device_index=-1: op is schemas.IS_XE2  # noqa: ARG005 - the vendor's signature
-    home, name = _HOMES[op]
+    home, name = HOMES[op]
 
     def call(*arguments: Any) -> Any:
         # Looked up at each call, so that a test may put another one there.
