@@ -71,6 +71,8 @@ def fp4_gemm(
     """
     shape = check_gemm(x, x_scales, weight, scales, bias, dtype)
     rows, k = x.numel() // x.shape[-1], x.shape[-1] * 2
+    if not rows:
+        return torch.empty(shape, dtype=dtype, device=x.device)
     y: Tensor = torch.ops._xpu_C.fp4_gemm(
         x.reshape(rows, k // 2).view(torch.float4_e2m1fn_x2),
         # A view: the operator knows the layout by its strides, and a contiguous copy would be packed along N.
@@ -103,14 +105,14 @@ def check_gemm(
     lead = tuple(x.shape[:-1])
     _check("weight", weight, (n, half), torch.uint8, weight.device)
     _check("scales", scales, (groups, n), torch.uint8, weight.device)
-    _check("x", x, (*(lead or ("M",)), half), torch.uint8, weight.device)
+    _check("x", x, (*lead, half), torch.uint8, weight.device)
     _check("x_scales", x_scales, (*lead, groups), torch.uint8, weight.device)
     if bias is not None:
         _check("bias", bias, (n,), dtype, weight.device)
     return (*lead, n)
 
 
-def _check(name: str, tensor: Tensor, shape: tuple[int | str, ...], dtype: torch.dtype, device: torch.device) -> None:
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     if tuple(tensor.shape) != shape or tensor.dtype != dtype or tensor.device != device or not tensor.is_contiguous():
         strides = "" if tensor.is_contiguous() else f" with strides {list(tensor.stride())}"
         raise UsageError(

@@ -28,5 +28,10 @@ def install_doubles() -> None:
 @pytest.fixture(scope="session")
 def kernel_environment() -> Environment:
     """A described Battlemage whose libraries are doubles that compute on the CPU."""
+    return double_environment()
+
+
+def double_environment() -> Environment:
+    """What the fixture returns, with the doubles in place."""
     install_doubles()
     return Environment(machine=describe("xpu-bmg"), device=torch.device("cpu"))

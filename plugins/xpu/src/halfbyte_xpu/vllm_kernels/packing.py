@@ -10,8 +10,8 @@ from halfbyte.matrix import Matrix
 from halfbyte.problems import ExpertsProblem
 from halfbyte.weights import ExpertsWeights, dtype_name
 
-#: E8M0 codes of the powers of two that float16 has: 2**-24 (its least subnormal number) to 2**15.
-_FLOAT16_CODES = (127 - 24, 127 + 15)
+#: E8M0 codes that do for float16: from its least number, 2**-24, to the last whose product with 6 is finite, 2**13.
+_FLOAT16_CODES = (127 - 24, 127 + 13)
 
 
 def pack_linear(matrix: Matrix) -> dict[str, Tensor]:
@@ -26,7 +26,7 @@ def pack_experts(weights: ExpertsWeights, problem: ExpertsProblem) -> dict[str, 
     """`w13` uint8 [E, 2I, H/2] ([E, I, H/2] without gate), `w2` [E, H, I/2], with `_scales` and `_bias`; as stored.
 
     swigluoai takes alternating rows of gate and up, the others all rows of gate first. CheckpointError for float16
-    activations and a scale that float16 has not: the kernel rounds scales to the activations' dtype.
+    activations and a scale that is too large or small for them: the kernel rounds scales and weights to that dtype.
     """
     dtype: torch.dtype = getattr(torch, problem.dtype)
     first = weights.fused_gate_up("interleaved" if problem.activation == "swigluoai" else "gate-up")
@@ -44,11 +44,11 @@ def _check_scales(matrix: Matrix, dtype: torch.dtype) -> None:
     if dtype != torch.float16:
         return
     low, high = _FLOAT16_CODES
-    beside_values = matrix.packed.unflatten(-1, (-1, matrix.format.group_size // 2)).bitwise_and(0x77).any(-1)
+    beside_values = matrix.packed.unflatten(-1, (-1, matrix.format.group_size // 2)).bitwise_and(0x77).ne(0).any(-1)
     bad = ((matrix.scales < low) | (matrix.scales > high)) & beside_values
     if bool(bad.any()):
         code = int(matrix.scales[bad][0])
         raise CheckpointError(
-            f"{matrix.name}: a block scale is 2**{code - 127}, which the kernel xpu.fused-moe would round to "
-            f"{'zero' if code < low else 'infinity'} in {dtype_name(dtype)}; run the model in bfloat16"
+            f"{matrix.name}: a block scale is 2**{code - 127}; the kernel xpu.fused-moe rounds scales and weights to "
+            f"{dtype_name(dtype)}, where that becomes {'zero' if code < low else 'infinite'}; run the model in bfloat16"
         )
