@@ -5,6 +5,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from halfbyte import numerics
+from halfbyte.errors import PluginError
 from halfbyte.formats import MXFP4
 from halfbyte_xpu import ops
 from halfbyte_xpu.testing import refused, vllm_experts, vllm_linear
@@ -184,7 +185,7 @@ def test_schemas_are_the_ones_read_out_of_the_wheel_of_0_1_16_2(name: str):
 
 def test_another_schema_is_an_error_when_the_library_is_loaded(monkeypatch):
     wrong = schemas.Op("_xpu_C", "fp4_gemm(Tensor A, Tensor B) -> Tensor")
-    with pytest.raises(library.PluginError, match="fp4_gemm"):
+    with pytest.raises(PluginError, match="fp4_gemm"):
         library.load((wrong,))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,6 +12,9 @@ from halfbyte_xpu.testing import double_environment, numbers, vllm_experts, vllm
 from halfbyte_xpu.vllm_kernels import experts, linear, packing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
     from halfbyte.conformance.environment import Environment
 
 
@@ -22,11 +25,16 @@ def kernel_environment() -> Environment:
     return environment
 
 
+def put(module: ModuleType, **functions: Callable[..., Any]) -> None:
+    """Put functions into a module in the place of its own."""
+    vars(module).update(functions)
+
+
 def zeros() -> None:
     """What the vendor's own test of fp4_gemm cannot tell from a product."""
     right, grouped = vllm_linear.fp4_gemm, vllm_experts.grouped_gemm
-    vllm_linear.fp4_gemm = lambda *arguments: torch.zeros_like(right(*arguments))
-    vllm_experts.grouped_gemm = lambda *arguments: grouped(*arguments).zero_()
+    put(vllm_linear, fp4_gemm=lambda *arguments: torch.zeros_like(right(*arguments)))
+    put(vllm_experts, grouped_gemm=lambda *arguments: grouped(*arguments).zero_())
 
 
 def untransposed_scales() -> None:
@@ -37,13 +45,13 @@ def untransposed_scales() -> None:
         tensors = right(matrix)
         return tensors | {"scales": matrix.scales.reshape(tensors["scales"].shape).clone()}
 
-    linear.pack_linear = pack
+    put(linear, pack_linear=pack)
 
 
 def untransposed_shape() -> None:
     """As the vendor's own test passes them: [N, K/32]."""
     right = packing.pack_linear
-    linear.pack_linear = lambda matrix: right(matrix) | {"scales": matrix.scales.clone()}
+    put(linear, pack_linear=lambda matrix: right(matrix) | {"scales": matrix.scales.clone()})
 
 
 def swapped_nibbles() -> None:
@@ -54,20 +62,20 @@ def swapped_nibbles() -> None:
         }
 
     right, right_experts = packing.pack_linear, packing.pack_experts
-    linear.pack_linear = lambda matrix: swapped(right(matrix))
-    experts.pack_experts = lambda weights, problem: swapped(right_experts(weights, problem))
+    put(linear, pack_linear=lambda matrix: swapped(right(matrix)))
+    put(experts, pack_experts=lambda weights, problem: swapped(right_experts(weights, problem)))
 
 
 def exponents_off_by_one() -> None:
     """Of activations, as a quantizer by the OCP rule has them for most groups."""
     right = numbers.exponents
-    numbers.exponents = lambda amax, epsilon: right(amax, epsilon) - 1
+    put(numbers, exponents=lambda amax, epsilon: right(amax, epsilon) - 1)
 
 
 def weight_exponents_off_by_one() -> None:
     """Of weights: decoded with another bias, 128."""
     right = numbers.e8m0
-    numbers.e8m0 = lambda codes: right(codes) / 2
+    put(numbers, e8m0=lambda codes: right(codes) / 2)
 
 
 def round_half_even() -> None:
@@ -79,11 +87,11 @@ def round_half_even() -> None:
         up = size >= torch.tensor([0.75, 1.75, 3.5])
         return (below.sum(-1) + up.sum(-1) + 8 * (ratio < 0)).to(torch.uint8)
 
-    numbers.codes = codes
+    put(numbers, codes=codes)
 
 
 def uint8_experts() -> None:
-    experts._fp4 = lambda packed: packed
+    put(experts, _fp4=lambda packed: packed)
 
 
 MUTANTS = {
