@@ -68,6 +68,9 @@ def run(packages: Path) -> int:
         own = vllm.implementation(op)
         key = "XPU" if op in vllm.HOMES else "CompositeImplicitAutograd"
         print(f"{op}: registered for {key}: {torch._C._dispatch_has_kernel_for_dispatch_key(str(op), key)}")
+        found = schemas.read_schema(packages / schemas.PACKAGE / f"{op.library}.abi3.so", op.name)
+        if found != op.schema:
+            errors.append(f"{op}: the schema in the wheel's bytes is {found!r}")
         if op in vllm.HOMES:
             library = torch.library.Library(op.library, "IMPL")
             vllm.LIBRARIES.append(library)

@@ -37,7 +37,7 @@ SPECS: Final = (
         k_multiple=32,
         activation_rounding=Rounding(scale="even", ties="even"),
         priority=220,
-        proof=Proof.VENDOR_CODE,
+        proof=Proof.CONTRACT_DOUBLE,
         check=_check,
         resident_bytes=_resident_bytes,
     ),
