@@ -63,8 +63,8 @@ def test_float32_is_refused():
         ("2.8.10+xpu", "2.8.0+xpu", ["no FP4"]),
         ("2.9.10+xpu", "2.9.0+xpu", []),
         ("2.10.10+xpu", "2.10.0+xpu", []),
-        ("2.9.10+xpu", "2.13.0+xpu", ["ends the process"]),
-        ("2.8.0", "2.13.0+cpu", ["CPU build", "ends the process"]),
+        ("2.9.10+xpu", "2.13.0+xpu", ["cannot be imported"]),
+        ("2.8.0", "2.13.0+cpu", ["CPU build", "cannot be imported"]),
     ],
 )
 def test_a_build_of_ipex_is_judged_by_its_version_alone(ipex: str, torch: str, words: list[str]):

@@ -8,17 +8,24 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from halfbyte import numerics
+from halfbyte.conformance import data
 from halfbyte.errors import PluginError
 from halfbyte.formats import MXFP4
+from halfbyte.kernels import Packed
+from halfbyte.ops import register
+from halfbyte.schemes import MXFP4_W4A4
 from halfbyte_xpu import ops
 from halfbyte_xpu.testing import refused, vllm_experts, vllm_linear
 from halfbyte_xpu.testing.malformed import CALLS
 from halfbyte_xpu.testing.vllm import HOMES
 from halfbyte_xpu.vllm_kernels import library, schemas
+from halfbyte_xpu.vllm_kernels.linear import Fp4Gemm
+from halfbyte_xpu.vllm_kernels.specs import SPECS
 
 pytestmark = pytest.mark.usefixtures("doubles")
 
 DTYPES = [torch.bfloat16, torch.float16]
+GEMM = SPECS[0]
 #: E8M0 code of 2**-33, the least scale.
 FLOOR = 94
 
@@ -130,6 +137,20 @@ def test_fakes_on_an_xpu_have_shape_dtype_and_device(lead: tuple[int, ...], dtyp
     assert (packed.shape, packed.dtype) == ((*lead, 32), torch.uint8)
     assert (scales.shape, scales.dtype) == ((*lead, 2), torch.uint8)
     assert (y.shape, y.dtype, y.device.type) == ((*lead, 16), dtype, "xpu")
+
+
+def test_a_module_traces_on_an_xpu_that_is_not_there():
+    weights = data.linear_weights(MXFP4_W4A4, 16, 64, dtype=torch.bfloat16)
+    kernel, problem = Fp4Gemm(), weights.problem(torch.bfloat16)
+    prepared = kernel.prepare(weights, problem)
+    key = register(GEMM, kernel, Packed(problem, prepared))
+    with FakeTensorMode():
+        packed = [torch.empty(tensor.shape, dtype=tensor.dtype, device="xpu") for tensor in prepared.values()]
+        x = torch.empty(5, 64, dtype=torch.bfloat16, device="xpu")
+        y = torch.ops.halfbyte.linear(x, packed, None, key)
+        inside = kernel.apply(x, Packed(problem, dict(zip(prepared, packed, strict=True))), None)
+    for result in (y, inside):
+        assert (result.shape, result.dtype, result.device.type) == ((5, 16), torch.bfloat16, "xpu")
 
 
 @pytest.mark.parametrize("shape", [(4, 64), (2, 3, 64), (0, 64)])

@@ -30,7 +30,8 @@ def mismatches(ipex: str, torch: str | None) -> list[str]:
     elif own < _FIRST:
         found.append(f"{DISTRIBUTION} {ipex} has no FP4: MXFP4 came with {_FIRST}+xpu")
     if torch is not None and Version(torch).release[:2] != own.release[:2]:
-        found.append(f"{DISTRIBUTION} {ipex} ends the process when it is imported beside torch {torch}")
+        needed = ".".join(map(str, own.release[:2]))
+        found.append(f"{DISTRIBUTION} {ipex} cannot be imported beside torch {torch}: it needs torch {needed}")
     return found
 
 
