@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from halfbyte.plugins import hookimpl
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from halfbyte.specs import KernelSpec
+from halfbyte.specs import KernelSpec
+from halfbyte_xpu.ipex.specs import SPECS as IPEX
+from halfbyte_xpu.torch_xpu.specs import SPECS as TORCH
+from halfbyte_xpu.vllm_kernels.specs import SPECS as VLLM_KERNELS
 
 
 @hookimpl
@@ -20,5 +19,5 @@ def halfbyte_api_version() -> int:
 
 @hookimpl
 def halfbyte_kernels() -> Sequence[KernelSpec]:
-    """Return no kernel: this version declares none yet."""
-    return ()
+    """Return the kernels of every library: vllm-xpu-kernels, torch itself, intel-extension-for-pytorch."""
+    return (*VLLM_KERNELS, *TORCH, *IPEX)

@@ -1,0 +1,1 @@
+"""intel-extension-for-pytorch, where it really has FP4: `xpu.ipex`."""

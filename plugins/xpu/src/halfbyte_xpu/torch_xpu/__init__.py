@@ -1,0 +1,1 @@
+"""torch's own scaled matrix product on Intel GPUs: `xpu.scaled-mm`."""
