@@ -1,11 +1,11 @@
-"""Every kernel of linear layers compiles for every architecture that it is declared for; no card is needed."""
+"""Every kernel compiles for every architecture that it is declared for; no card is needed."""
 
 import sys
 
 import pytest
 
 from halfbyte.machines import ARCHES, describe, matches
-from halfbyte_cuda_marlin.cuda import dense, nvrtc, pair, small, wide
+from halfbyte_cuda_marlin.cuda import dense, experts_small, experts_wide, nvrtc, pair, routing, small, wide
 from halfbyte_cuda_marlin.cuda.cards import Card
 from halfbyte_cuda_marlin.cuda.specs import SPECS
 
@@ -37,6 +37,19 @@ def test_the_kernels_for_hopper_compile(mxfp4: bool, bf16: bool):
     assert nvrtc.machine_code("pair", "sm_90a", pair.macros(8, plan, mxfp4=mxfp4, bf16=bf16))[:4] == b"\x7fELF"
     options = wide.macros(wide.plan(32, *SIZES), mxfp4=mxfp4, bf16=bf16)
     assert nvrtc.machine_code("wide", "sm_90a", options)[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize(("mxfp4", "bf16", "act"), [(False, True, 1), (True, False, 3)])
+def test_the_kernels_of_experts_compile(mxfp4: bool, bf16: bool, act: int):
+    kinds = {"mxfp4": mxfp4, "bf16": bf16}
+    few = experts_small.macros(experts_small.KINDS[0], **kinds, act=act, gather=True)
+    many = experts_wide.macros(experts_wide.plan(4096, 8, None, *SIZES), **kinds, act=act)
+    for kernel, macros in (
+        ("experts_small", few),
+        ("experts_wide", many),
+        ("route", routing.macros(wide=True, bf16=bf16)),
+    ):
+        assert nvrtc.machine_code(kernel, "sm_90a", macros)[:4] == b"\x7fELF"
 
 
 def test_code_for_a_virtual_architecture_is_text_that_the_driver_compiles():

@@ -1,6 +1,7 @@
 """Which of experts' kernels are loaded when: all by prepare, since a call may be captured in a CUDA graph."""
 
 import ctypes
+import threading
 from typing import Any
 
 import pytest
@@ -21,17 +22,24 @@ LAYERS = [
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch):
+def compiled() -> list[tuple[str, Any]]:
+    """What is compiled before anything is loaded: (file, macros)."""
+    return []
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, compiled: list[tuple[str, Any]]):
     """The kernels that were asked for: (file, name, macros)."""
     found: set[tuple[str, str, Any]] = set()
 
     def function(kernel: str, name: str, device: int, arch: str, macros: Any) -> ctypes.c_void_p:
+        assert threading.current_thread() is threading.main_thread(), "loading needs the context of the caller's thread"
         found.add((kernel, name, macros))
         return ctypes.c_void_p(1)
 
     for module in (experts_small, experts_wide, routing):
         monkeypatch.setattr(module, "function", function)
-    monkeypatch.setattr(experts, "machine_code", lambda *_: b"")
+    monkeypatch.setattr(experts, "machine_code", lambda kernel, _arch, macros: compiled.append((kernel, macros)))
     monkeypatch.setattr(experts, "card", lambda _: Card("sm_90a", 132))
     for cached in (experts._chain, routing.load):
         cached.cache_clear()
@@ -42,10 +50,13 @@ def asked(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("layer", LAYERS)
 @pytest.mark.parametrize("scheme", ["nvfp4-w4a16", "mxfp4-w4a16"])
-def test_no_call_needs_a_kernel_that_prepare_did_not_load(scheme: str, layer: dict[str, Any], asked: set[Any]):
+def test_no_call_needs_a_kernel_that_prepare_did_not_load(
+    scheme: str, layer: dict[str, Any], asked: set[Any], compiled: list[tuple[str, Any]]
+):
     problem = ExpertsProblem(scheme=SCHEMES[scheme], **layer)
     experts._load_all(problem, CARD)
     loaded = set(asked)
+    assert set(compiled) == {(kernel, macros) for kernel, _, macros in loaded}
     assert {kernel for kernel, *_ in loaded} == {"experts_small", "experts_wide", "route"}
     for tokens in (*range(1, 40), 100, 127, 200, 333, 541, 1000, 2999, 5000, 20_000):
         for ranks in (1, 8):

@@ -1,10 +1,12 @@
 """What only a Hopper card can show; `pytest -m cuda` there runs it."""
 
 import dataclasses
+import threading
 
 import pytest
 import torch
 
+from halfbyte import FP4Experts, FP4Linear, Policy
 from halfbyte.conformance import data
 from halfbyte.kernels import Packed
 from halfbyte.schemes import SCHEMES
@@ -50,3 +52,25 @@ def test_weights_that_were_written_right_before_a_call_are_used(rows: int):
         for name, tensor in changing.tensors.items():
             tensor.copy_(packed[turn % 2][name])
         assert torch.equal(kernel.apply(x, changing, None), expected[turn % 2])
+
+
+@pytest.mark.parametrize("op", ["linear", "experts"])
+def test_a_layer_can_be_called_from_a_thread_that_never_touched_the_card(op: str):
+    dtype, policy = torch.bfloat16, Policy(require="marlin.cuda")
+    x = data.activations(3, 256, dtype).cuda()
+    layer: torch.nn.Module
+    if op == "linear":
+        layer = FP4Linear(
+            data.linear_weights(SCHEMES["nvfp4-w4a16"], 64, 256, dtype=dtype), device="cuda", policy=policy
+        )
+        inputs: tuple[torch.Tensor, ...] = (x,)
+    else:
+        weights = data.experts_weights(SCHEMES["mxfp4-w4a16"], 4, 256, 64, dtype=dtype)
+        layer = FP4Experts(weights, top_k=2, activation="silu", device="cuda", policy=policy)
+        inputs = (x, *(tensor.cuda() for tensor in data.routing(3, 4, 2)))
+    with torch.inference_mode():
+        expected, found = layer(*inputs), []
+    thread = threading.Thread(target=lambda: found.append(layer(*inputs)))
+    thread.start()
+    thread.join()
+    assert torch.equal(found[0], expected)

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from halfbyte.errors import PluginError
+from halfbyte_cuda_marlin.cuda import driver as driver_module
 from halfbyte_cuda_marlin.cuda import launcher
 from halfbyte_cuda_marlin.cuda.driver import POINTERS, Attribute, Config
-from halfbyte_cuda_marlin.cuda.launcher import Launcher
+from halfbyte_cuda_marlin.cuda.launcher import Launcher, XMap
 
 STREAM = 7
 
@@ -24,9 +25,12 @@ class Driver:
     def __init__(self) -> None:
         self.launches: list[tuple[Config, list[int | None], int, int]] = []
         self.result = 0
+        self.bound = True
         self.during = lambda: None
 
     def __call__(self, config: int, _kernel: object, parameters: int, _extra: None) -> int:
+        if not self.bound:
+            return 201
         during, self.during = self.during, lambda: None
         during()
         address = (ctypes.c_void_p * 1).from_address(parameters)[0]
@@ -35,18 +39,36 @@ class Driver:
         self.launches.append((Config.from_buffer_copy(Config.from_address(config)), pointers, arguments.m, config))
         return self.result
 
+    def bind(self, *_: object) -> int:
+        """cuCtxSetCurrent."""
+        self.bound = True
+        return 0
+
 
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     fake = Driver()
-    monkeypatch.setattr(launcher, "driver", lambda: SimpleNamespace(cuLaunchKernelEx=fake))
+
+    def well(*_: object) -> int:
+        return 0
+
+    library = SimpleNamespace(
+        cuLaunchKernelEx=fake,
+        cuGetErrorName=well,
+        cuCtxGetCurrent=well,
+        cuDeviceGet=well,
+        cuDevicePrimaryCtxRetain=well,
+        cuCtxSetCurrent=fake.bind,
+    )
+    monkeypatch.setattr(driver_module, "driver", lambda: library)
     monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda index: STREAM + index, raising=False)
     return fake
 
 
-def made(*, early: bool = False) -> Launcher:
-    arguments = Arguments(*(None,) * len(POINTERS), 3)
-    return Launcher(ctypes.c_void_p(1), torch.device("cpu"), (5, 64, 1024), arguments, early=early)
+def made(*, early: bool = False, x_map: XMap | None = None, sums: tuple[int, int] | None = None) -> Launcher:
+    arguments, grid = Arguments(*(None,) * len(POINTERS), 3), (5, 64, 1024)
+    kernel, device = ctypes.c_void_p(1), torch.device("cpu")
+    return Launcher(kernel, device, grid, arguments, early=early, x_map=x_map, sums=sums)
 
 
 def tensors() -> tuple[torch.Tensor, ...]:
@@ -89,8 +111,30 @@ def test_an_early_launch_says_so(driver: Driver):
 def test_a_launch_that_fails_is_an_error_and_the_next_one_works(driver: Driver):
     launch = made()
     driver.result = 700
-    with pytest.raises(PluginError, match=r"cuLaunchKernelEx failed with CUDA driver error 700"):
+    with pytest.raises(PluginError, match=r"cuLaunchKernelEx failed with an error \(700\); .* an earlier kernel"):
         launch(*tensors())
     driver.result = 0
     launch(*tensors())
     assert len(driver.launches) == 2
+
+
+def test_a_thread_without_a_context_gets_the_devices(driver: Driver):
+    driver.bound = False
+    made()(*tensors())
+    assert len(driver.launches) == 1
+
+
+def test_the_map_of_x_is_made_anew_where_x_is_elsewhere_alone(driver: Driver, monkeypatch: pytest.MonkeyPatch):
+    mapped: list[int] = []
+    monkeypatch.setattr(launcher, "encode_map", lambda _at, x, *_, **__: mapped.append(x))
+    launch, first, second = made(x_map=XMap((4, 64), 32, True)), tensors(), tensors()
+    for own in (first, first, second, first):
+        launch(*own)
+    assert mapped == [first[0].data_ptr(), second[0].data_ptr(), first[0].data_ptr()]
+
+
+def test_partial_sums_and_counters_are_the_last_pointers(driver: Driver, monkeypatch: pytest.MonkeyPatch):
+    part, counter = torch.zeros(8), torch.zeros(2, dtype=torch.int32)
+    monkeypatch.setattr(launcher, "workspace", lambda _device, sums, counters: (part[:sums], counter[:counters]))
+    made(sums=(8, 2))(*tensors())
+    assert driver.launches[-1][1][5:] == [part.data_ptr(), counter.data_ptr()]

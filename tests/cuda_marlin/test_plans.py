@@ -4,11 +4,12 @@ import re
 from importlib import resources
 
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halfbyte_cuda_marlin.cuda import nvrtc, pair, small, wide
-from halfbyte_cuda_marlin.cuda.cards import SHARED_MEMORY
+from halfbyte_cuda_marlin.cuda import dense, nvrtc, pair, paths, small, wide
+from halfbyte_cuda_marlin.cuda.cards import SHARED_MEMORY, Card
 
 SIZES = {
     "tiles": st.integers(1, 4000),
@@ -55,9 +56,10 @@ def test_a_plan_for_pairs_fits_shared_memory_and_gives_every_pair_one_block(
     assert plan.wk <= half
     assert plan.chunk == half or (plan.chunk < half and plan.chunk % plan.wk == 0)
     # As pair.cu lays it out: rings and their barriers, then x in up to four chunks, or over it the warps' sums.
-    rings = -(-plan.wn * plan.wk * (unit_bytes + 8) // 16) * 16
+    rings = -(-plan.wn * plan.wk * plan.stages * (unit_bytes + 8) // 16) * 16
     x = min(4, -(-half // plan.chunk)) * m * (plan.chunk * 256 + 16)
-    assert rings + max(x, plan.wn * plan.wk * m * 36 * 4) <= plan.shared <= limit
+    assert rings + max(x, plan.wn * plan.wk * m * 36 * 4) == plan.shared
+    assert plan.shared <= limit
 
 
 @pytest.mark.parametrize("tiles", [32, 128, 192, 256])
@@ -88,3 +90,31 @@ def test_every_include_of_every_kernel_is_there():
     for kernel in kernels.iterdir():
         for name in re.findall(r'#include "(.*)"', kernel.read_text(encoding="utf-8")):
             assert name in headers
+
+
+@pytest.mark.parametrize("card", [Card("sm_90a", 132), Card("sm_89", 128, 100_352)], ids=lambda card: card.arch)
+@settings(max_examples=10)
+@given(tiles=st.integers(1, 1000), units=st.integers(1, 300), mxfp4=st.booleans())
+def test_no_call_needs_a_kernel_that_prepare_did_not_load(card, tiles, units, mxfp4):
+    asked: set[tuple[str, nvrtc.Macros]] = set()
+
+    def function(kernel: str, _name: str, _device: int, _arch: str, macros: nvrtc.Macros = (), **_: bool) -> None:
+        asked.add((kernel, macros))
+
+    def need(m: int) -> None:
+        weights = (tiles, units, 2048 + (128 if mxfp4 else 256))
+        paths.path((m, tiles * 32, units * 128), weights, torch.bfloat16, torch.device("cuda", 0), None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "card_of", lambda *_: card)
+        for module in (pair, small, wide, dense):
+            patch.setattr(module, "function", function)
+        paths.path.cache_clear()
+        for m in paths.EVERY_KERNEL:
+            need(m)
+        loaded = set(asked)
+        for m in (*range(1, 70), 100, 1000, 3000, 9999):
+            need(m)
+        paths.path.cache_clear()
+    assert loaded
+    assert asked == loaded

@@ -16,9 +16,12 @@ from halfbyte_cuda_marlin.cuda.nvrtc import Macros, machine_code
 
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
 PROGRAMMATIC_STREAM_SERIALIZATION = 6
+_INVALID_CONTEXT = 201
+#: Faults of a kernel that ran before, whoever launched it: an address, an assertion, the launch itself.
+_OF_EARLIER_KERNELS = (700, 710, 716, 719)
 
 
-#: How the arguments of both matrix kernels begin; `pointers` gives the values.
+#: How the arguments of linear layers' matrix kernels begin; `pointers` gives the values.
 POINTERS = tuple((name, ctypes.c_void_p) for name in ("x", "w", "row_mult", "bias", "y", "part", "counter"))
 
 
@@ -58,13 +61,32 @@ def function(
     module, loaded = ctypes.c_void_p(), ctypes.c_void_p()
     code = machine_code(kernel, arch, macros)
     with torch.cuda.device(device):
-        torch.cuda.current_stream()  # makes the device's context
-        check(driver().cuModuleLoadData(ctypes.byref(module), code), "cuModuleLoadData")
+        bind(device)
+        check(driver().cuModuleLoadData(ctypes.byref(module), code), f"cuModuleLoadData of {kernel} for {arch}")
         check(driver().cuModuleGetFunction(ctypes.byref(loaded), module, name.encode()), "cuModuleGetFunction")
         if dynamic:
             attribute, most = _MAX_DYNAMIC_SHARED_SIZE_BYTES, card(device).shared
             check(driver().cuFuncSetAttribute(loaded, attribute, most), "cuFuncSetAttribute")
     return loaded
+
+
+def bind(device: int) -> None:
+    """Make the device's primary context this thread's, if the thread has none: torch does so only at some calls."""
+    context, ordinal = ctypes.c_void_p(), ctypes.c_int()
+    check(driver().cuCtxGetCurrent(ctypes.byref(context)), "cuCtxGetCurrent")
+    if not context:
+        check(driver().cuDeviceGet(ctypes.byref(ordinal), device), "cuDeviceGet")
+        check(driver().cuDevicePrimaryCtxRetain(ctypes.byref(context), ordinal), "cuDevicePrimaryCtxRetain")
+        check(driver().cuCtxSetCurrent(context), "cuCtxSetCurrent")
+
+
+def launch_bound(config: int, kernel: ctypes.c_void_p, parameters: int, device: int) -> int:
+    """cuLaunchKernelEx; once more with the device's context, where this thread had none."""
+    failed: int = driver().cuLaunchKernelEx(config, kernel, parameters, None)
+    if failed == _INVALID_CONTEXT:
+        bind(device)
+        failed = driver().cuLaunchKernelEx(config, kernel, parameters, None)
+    return failed
 
 
 def launch(
@@ -83,12 +105,14 @@ def launch(
     (griddepcontrol.wait). Only for kernels behind another of ours that started when all before had ended: what is read
     without waiting must have been written before that one.
     """
-    stream = torch._C._cuda_getCurrentRawStream(torch.cuda.current_device())
+    device = torch.cuda.current_device()
+    stream = torch._C._cuda_getCurrentRawStream(device)
     attribute = Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, b"", 1)
     config = Config(blocks, 1, 1, threads, 1, 1, shared, stream, ctypes.addressof(attribute), int(early))
     addresses = (ctypes.addressof(arguments), *(() if tensor_map is None else (tensor_map,)))
     parameters = (ctypes.c_void_p * len(addresses))(*addresses)
-    check(driver().cuLaunchKernelEx(ctypes.byref(config), kernel, parameters, None), "cuLaunchKernelEx")
+    failed = launch_bound(ctypes.addressof(config), kernel, ctypes.addressof(parameters), device)
+    check(failed, "cuLaunchKernelEx")
 
 
 def pointers(*tensors: Tensor | None) -> tuple[int | None, ...]:
@@ -120,5 +144,9 @@ def encode_map(address: int, x: int, shape: tuple[int, int], rows: int, *, bf16:
 
 def check(failed: int, what: str) -> None:
     """PluginError that names the driver's function and its error, unless `failed` is zero."""
-    if failed:
-        raise PluginError(f"marlin.cuda: {what} failed with CUDA driver error {failed}")
+    if not failed:
+        return
+    name = ctypes.c_char_p()
+    driver().cuGetErrorName(failed, ctypes.byref(name))
+    hint = "; CUDA also reports here what an earlier kernel of any library did" if failed in _OF_EARLIER_KERNELS else ""
+    raise PluginError(f"marlin.cuda: {what} failed with {(name.value or b'an error').decode()} ({failed}){hint}")

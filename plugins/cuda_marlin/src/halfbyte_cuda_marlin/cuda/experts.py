@@ -154,11 +154,14 @@ def _load_all(problem: ExpertsProblem, device: torch.device) -> None:
     ]
     sources = [("experts_small", experts_small.macros(own, **kinds, act=a, gather=g)) for own, a, g in small]
     sources += [("experts_wide", experts_wide.macros(own, **kinds, act=a)) for own, a in wide]
+    around = routing.kinds(bf16=kinds["bf16"])
+    sources += [("route", routing.macros(**options)) for _, options in around]
     arch = card(device.index or 0).arch
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda source: machine_code(source[0], arch, source[1]), sources))
     # Loading needs the context of this thread.
-    routing.load_all(device, bf16=kinds["bf16"])
+    for name, options in around:
+        routing.load(name, device, **options)
     for few, a, gather in small:
         experts_small.load(few, device, **kinds, act=a, gather=gather)
     for many, a in wide:

@@ -16,8 +16,8 @@ from halfbyte_cuda_marlin.cuda.driver import (
     Attribute,
     Config,
     check,
-    driver,
     encode_map,
+    launch_bound,
 )
 from halfbyte_cuda_marlin.cuda.workspace import workspace
 
@@ -77,7 +77,6 @@ class Launcher:
     ) -> None:
         self._kernel, self._device, self._index, self._grid = kernel, device, device.index or 0, grid
         self._arguments, self._x_map, self._sums, self._early = arguments, x_map, sums, early
-        self._launch = driver().cuLaunchKernelEx
         # Each is one call's at a time: a list's pop and append are atomic.
         self._idle: list[_Frame] = []
 
@@ -99,7 +98,7 @@ class Launcher:
             encode_map(frame.map_at, at, x_map.shape, x_map.rows, bf16=x_map.bf16)
             frame.mapped = at
         frame.config.stream = torch._C._cuda_getCurrentRawStream(self._index)
-        failed = self._launch(frame.config_at, self._kernel, frame.parameters_at, None)
+        failed = launch_bound(frame.config_at, self._kernel, frame.parameters_at, self._index)
         self._idle.append(frame)
         if failed:
             check(failed, "cuLaunchKernelEx")

@@ -6,15 +6,18 @@ import functools
 import hashlib
 import os
 import sys
+import threading
+import uuid
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from halfbyte.errors import PluginError
 
 #: What a kernel is compiled for: names and values of its macros.
 Macros = tuple[tuple[str, int], ...]
+_LOADING: Final = threading.Lock()
 
 
 @functools.cache
@@ -87,9 +90,10 @@ def _nvrtc() -> Any:
     import torch
 
     try:
-        from cuda.bindings import nvrtc
+        with _LOADING:  # the bindings' first call fills a table, and threads may compile side by side
+            from cuda.bindings import nvrtc
 
-        nvrtc.nvrtcVersion()
+            nvrtc.nvrtcVersion()
     except Exception as error:  # the bindings raise RuntimeError or worse when they do not find the library
         cuda = (torch.version.cuda or "13").partition(".")[0]
         raise PluginError(
@@ -109,7 +113,7 @@ def _keep(file: Path, content: bytes) -> None:
     """Write atomically; a folder that cannot be written only costs compiling again next time."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        own = file.with_suffix(f".{os.getpid()}")
+        own = file.with_suffix(f".{uuid.uuid4().hex}")
         own.write_bytes(content)
         own.replace(file)
     except OSError:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import ctypes
 import functools
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from halfbyte_cuda_marlin.cuda.driver import function, launch, pointers
+from halfbyte_cuda_marlin.cuda.nvrtc import Macros
 
 _ROUTE_THREADS: Final = 1024
 _KEPT: Final = (1, 4, 16)
@@ -146,14 +147,16 @@ def _kept(slots: int) -> int:
 @functools.lru_cache
 def load(name: str, device: torch.device, *, wide: bool = False, bf16: bool = True, kept: int = 1) -> ctypes.c_void_p:
     """One of the kernels of route.cu on a device, compiled if need be."""
-    macros = (("FMT", 0), ("BF16", int(bf16)), ("WIDE", int(wide)), ("KEPT", kept))
-    return function("route", name, device.index or 0, "sm_90a", macros)
+    return function("route", name, device.index or 0, "sm_90a", macros(wide=wide, bf16=bf16, kept=kept))
 
 
-def load_all(device: torch.device, *, bf16: bool) -> None:
-    """Compile and load all that any number of slots needs."""
-    for kept in _KEPT:
-        load("fp4_route", device, kept=kept)
-    load("fp4_gather", device)
-    for wide in (False, True):
-        load("fp4_sum", device, wide=wide, bf16=bf16)
+def macros(*, wide: bool = False, bf16: bool = True, kept: int = 1) -> Macros:
+    """What route.cu is compiled for."""
+    return (("FMT", 0), ("BF16", int(bf16)), ("WIDE", int(wide)), ("KEPT", kept))
+
+
+def kinds(*, bf16: bool) -> list[tuple[str, dict[str, Any]]]:
+    """Name and options of every kernel that some number of slots needs."""
+    sorting: list[tuple[str, dict[str, Any]]] = [("fp4_route", {"kept": kept}) for kept in _KEPT]
+    sums = [("fp4_sum", {"wide": wide, "bf16": bf16}) for wide in (False, True)]
+    return [*sorting, ("fp4_gather", {}), *sums]

@@ -1,4 +1,4 @@
-// W4A16 linear for M from about 24, SM90: wgmma with the decoded weights as A from registers, x as B in shared memory.
+// W4A16 linear for many rows of x, SM90: wgmma with the decoded weights as A from registers, x as B in shared memory.
 // Compile-time: FMT, BF16, NTOK (tokens per tile), WGS (warpgroups of 64 rows), STAGES (of 128 columns).
 #include "fp4.cuh"
 #include "wgmma.cuh"   // nvrtc.py writes it: wgmma names every register
