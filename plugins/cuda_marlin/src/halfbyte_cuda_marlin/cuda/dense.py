@@ -11,7 +11,7 @@ from torch import Tensor
 from halfbyte_cuda_marlin.cuda.cards import Card
 from halfbyte_cuda_marlin.cuda.driver import POINTERS, function, launch, pointers
 from halfbyte_cuda_marlin.cuda.nvrtc import Macros
-from halfbyte_cuda_marlin.cuda.packing import UNIT_COLUMNS, UNIT_ROWS
+from halfbyte_cuda_marlin.cuda.packing import UNIT_COLUMNS, UNIT_ROWS, is_mxfp4
 
 #: Weights that are in 16 bits at a time: large enough for cuBLAS, small enough for the cache of most cards.
 _WEIGHTS: Final = 1 << 24
@@ -42,7 +42,7 @@ class Dense:
         card: Card,
     ) -> None:
         self._shape, self._units = shape, weights[1]
-        options = macros(mxfp4=weights[2] == 2048 + 128, bf16=dtype == torch.bfloat16)
+        options = macros(mxfp4=is_mxfp4(weights[2]), bf16=dtype == torch.bfloat16)
         self._unpack, self._finish = (
             function("dense", name, device.index or 0, card.arch, options, dynamic=False)
             for name in ("fp4_unpack", "fp4_finish")

@@ -29,6 +29,11 @@ def empty_units(matrix: Matrix) -> Tensor:
     return torch.empty(shape, dtype=torch.uint8, device=matrix.packed.device)
 
 
+def is_mxfp4(unit_bytes: int) -> bool:
+    """Whether units of this size are MXFP4's, whose groups of 32 have one scale."""
+    return unit_bytes == CODE_BYTES + UNIT_ROWS * UNIT_COLUMNS // 32
+
+
 def pack_codes(matrix: Matrix, dtype: torch.dtype, units: Tensor) -> None:
     """Fill in the codes of all units by torch operations: what kernels/pack.cu does, slower and anywhere."""
     n, k = units.shape[0] * UNIT_ROWS, units.shape[1] * UNIT_COLUMNS

@@ -12,6 +12,7 @@ from halfbyte_cuda_marlin.cuda.cards import SHARED_MEMORY, Card
 from halfbyte_cuda_marlin.cuda.driver import POINTERS, function
 from halfbyte_cuda_marlin.cuda.launcher import Launcher
 from halfbyte_cuda_marlin.cuda.nvrtc import Macros
+from halfbyte_cuda_marlin.cuda.packing import is_mxfp4
 
 #: Rows of x that one launch takes.
 MOST_ROWS = 16
@@ -96,7 +97,7 @@ def launcher(
     """What computes Y [M, N] = x [M, K] @ W.T * rows + bias for (M, N, K) and units of the shape `weights`."""
     (m, n, k), (tiles, units, unit_bytes) = shape, weights
     own = plan(m, tiles, units, unit_bytes, card.processors, card.shared)
-    options = macros(m, own, mxfp4=unit_bytes == 2048 + 128, bf16=dtype == torch.bfloat16, bulk=card.bulk)
+    options = macros(m, own, mxfp4=is_mxfp4(unit_bytes), bf16=dtype == torch.bfloat16, bulk=card.bulk)
     kernel = function("small", "fp4_small", device.index or 0, card.arch, options)
     grain = units if own.whole else 1
     numbers = (m, n, k, units, tiles, own.blocks, own.wn, own.wk, own.chunk, own.chunk * 256 + 16, grain, own.batch)

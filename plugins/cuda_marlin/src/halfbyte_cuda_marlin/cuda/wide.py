@@ -14,6 +14,7 @@ from halfbyte_cuda_marlin.cuda.cards import Card
 from halfbyte_cuda_marlin.cuda.driver import POINTERS, function
 from halfbyte_cuda_marlin.cuda.launcher import Launcher, XMap
 from halfbyte_cuda_marlin.cuda.nvrtc import Macros
+from halfbyte_cuda_marlin.cuda.packing import is_mxfp4
 
 #: Units of 128 columns on their way, by (tokens of a tile, warpgroups): what fits into shared memory.
 _STAGES: Final = {(32, 4): 6, (32, 2): 8, (64, 4): 6, (64, 2): 8, (128, 4): 4, (128, 3): 4, (128, 2): 5, (256, 2): 3}
@@ -96,7 +97,7 @@ def launcher(
     """What computes Y [M, N] = x [M, K] @ W.T * rows + bias for (M, N, K) and units of the shape `weights`."""
     (m, n, k), (tiles, units, unit_bytes), bf16 = shape, weights, dtype == torch.bfloat16
     own = plan(m, tiles, units, unit_bytes, card.processors)
-    options = macros(own, mxfp4=unit_bytes == 2048 + 128, bf16=bf16)
+    options = macros(own, mxfp4=is_mxfp4(unit_bytes), bf16=bf16)
     kernel = function("wide", "fp4_wide", device.index or 0, card.arch, options)
     return Launcher(
         kernel,

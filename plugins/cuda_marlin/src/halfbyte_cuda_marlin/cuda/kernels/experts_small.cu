@@ -4,10 +4,10 @@
 // Compile-time: FMT, BF16, ACT (0: y is float32 [splits, slots, n]; else y is 16-bit [slots, n] behind the activation
 // function), NT (n-tiles of 8 rows), WARPS (that compute; one more fetches x), STAGES (units in flight per warp),
 // GATHER (1: x has the tokens' rows, 0: the sorted ones).
-#include "fp4.cuh"
+#include "few.cuh"
+#include "barriers.cuh"
 #include "experts.cuh"
 
-#define SV (SCALE_BYTES / 128)
 #define GATED (ACT >= 1 && ACT <= 3)
 #define THREADS (WARPS * 32)
 
@@ -20,67 +20,6 @@ struct Args {
   int splits, chunk;                      // of K; units of one split
   int wk, buffers, block, xstride, list;  // x buffers; rows of a block, at most; bytes of one in shared memory; blocks of a CTA, at most
 };
-
-__device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-#if BF16
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-#else
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-#endif
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-__device__ __forceinline__ void ldmatrix4(u32 (&r)[4], u32 addr) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(addr));
-}
-__device__ __forceinline__ void init_barrier(u32 bar, int count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(bar), "r"(count));
-}
-__device__ __forceinline__ void wait_barrier(u32 bar, int parity) {
-  asm volatile("{\n.reg .pred p;\nWAIT: mbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@!p bra WAIT;\n}" ::"r"(bar),
-               "r"(parity) : "memory");
-}
-__device__ __forceinline__ void expect(u32 bar, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u32 bar) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-               "l"(from), "r"(bytes), "r"(bar) : "memory");
-}
-
-struct Unit { uint4 w[4]; uint4 s[SV]; };   // what one thread holds of 32 rows x 128 columns
-
-// 32 rows x 128 columns for N * 8 rows of x. xn: where this lane's ldmatrix row of each 8 rows of x begins.
-template <int N>
-__device__ __forceinline__ void compute(const Unit& u, const u32 (&xn)[NT], int off, u32 base, float (&acc)[2][NT][4]) {
-#pragma unroll
-  for (int c = 0; c < 4; c++) {   // k32: two mma steps
-    u32 b[N][4];
-#pragma unroll
-    for (int n = 0; n < N; n++) ldmatrix4(b[n], xn[n] + off + c * 64);
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-      const uint4& q = u.w[r * 2 + c / 2];
-      u32 a0[4], a1[4];
-      decode(c % 2 ? q.z : q.x, c % 2 ? q.w : q.y, a0, a1);
-#if FMT == 0
-      const u32 sw = c == 0 ? u.s[r].x : c == 1 ? u.s[r].y : c == 2 ? u.s[r].z : u.s[r].w;
-      const u32 s0 = scales(sw, 0, base), s1 = scales(sw, 1, base);
-#else
-      const u32 sw = r ? (c / 2 ? u.s[0].w : u.s[0].z) : (c / 2 ? u.s[0].y : u.s[0].x);
-      const u32 s0 = scales(sw, c % 2, base), s1 = s0;
-#endif
-      const u32 s0l = low2(s0), s0h = high2(s0), s1l = low2(s1), s1h = high2(s1);
-      a0[0] = mul2(a0[0], s0l); a0[1] = mul2(a0[1], s0h); a0[2] = mul2(a0[2], s0l); a0[3] = mul2(a0[3], s0h);
-      a1[0] = mul2(a1[0], s1l); a1[1] = mul2(a1[1], s1h); a1[2] = mul2(a1[2], s1l); a1[3] = mul2(a1[3], s1h);
-#pragma unroll
-      for (int n = 0; n < N; n++) mma(acc[r][n], a0, b[n][0], b[n][1]);
-#pragma unroll
-      for (int n = 0; n < N; n++) mma(acc[r][n], a1, b[n][2], b[n][3]);
-    }
-  }
-}
 
 // The results of a tile: `acc` times the rows' multipliers, plus bias, through the activation function.
 __device__ __forceinline__ void store(const Args& g, const Block& b, int split, int tile, int lane,

@@ -4,6 +4,7 @@
 // Compile-time: FMT, BF16, ACT (experts.cuh), NTOK, NSTEP, WGS (warpgroups of 64 rows), STAGES (of 128 columns),
 // BUFFERS (1 or 2, for results on their way out).
 #include "fp4.cuh"
+#include "barriers.cuh"
 #include "experts.cuh"
 #include "wgmma.cuh"   // nvrtc.py writes it: one wgmma for each number of tokens, by the number of its sums
 
@@ -26,16 +27,6 @@ struct __align__(64) TensorMap { u64 v[16]; };
 struct Ring { u32 data, barriers; int stage, phase; };
 struct Item { int expert, first, rows, part; };   // first sorted row, rows; part of the expert's weights
 
-__device__ __forceinline__ void wait_barrier(u32 bar, int parity) {
-  asm volatile("{\n.reg .pred p;\nWAIT: mbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@!p bra WAIT;\n}" ::"r"(bar),
-               "r"(parity) : "memory");
-}
-__device__ __forceinline__ void arrive(u32 bar) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(bar) : "memory");
-}
-__device__ __forceinline__ void expect(u32 bar, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
 // A stage's barriers: it is full; it may be filled again; its weights are on their way, and `items` says whose they are.
 __device__ __forceinline__ u32 full(const Ring& ring, int stage) { return ring.barriers + stage * 8; }
 __device__ __forceinline__ u32 empty(const Ring& ring, int stage) { return ring.barriers + (STAGES + stage) * 8; }

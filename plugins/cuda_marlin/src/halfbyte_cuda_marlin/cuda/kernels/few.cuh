@@ -20,13 +20,14 @@ __device__ __forceinline__ void ldmatrix4(u32 (&r)[4], u32 addr) {
 }
 struct Unit { uint4 w[4]; uint4 s[SV]; };  // what one thread holds of 32 rows x 128 columns
 
-// 32 rows x 128 columns. xn: where this lane's ldmatrix row of each 8 tokens begins.
+// 32 rows x 128 columns times N * 8 tokens. xn: where this lane's ldmatrix row of each 8 tokens begins.
+template <int N = NT>
 __device__ __forceinline__ void compute(const Unit& u, const u32 (&xn)[NT], int off, u32 base, float (&acc)[2][NT][4]) {
 #pragma unroll
   for (int c = 0; c < 4; c++) {  // k32: two mma steps
-    u32 b[NT][4];
+    u32 b[N][4];
 #pragma unroll
-    for (int n = 0; n < NT; n++) ldmatrix4(b[n], xn[n] + off + c * 64);
+    for (int n = 0; n < N; n++) ldmatrix4(b[n], xn[n] + off + c * 64);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
       const uint4& q = u.w[r * 2 + c / 2];
@@ -43,9 +44,9 @@ __device__ __forceinline__ void compute(const Unit& u, const u32 (&xn)[NT], int 
       a0[0] = mul2(a0[0], s0l); a0[1] = mul2(a0[1], s0h); a0[2] = mul2(a0[2], s0l); a0[3] = mul2(a0[3], s0h);
       a1[0] = mul2(a1[0], s1l); a1[1] = mul2(a1[1], s1h); a1[2] = mul2(a1[2], s1l); a1[3] = mul2(a1[3], s1h);
 #pragma unroll
-      for (int n = 0; n < NT; n++) mma(acc[r][n], a0, b[n][0], b[n][1]);
+      for (int n = 0; n < N; n++) mma(acc[r][n], a0, b[n][0], b[n][1]);
 #pragma unroll
-      for (int n = 0; n < NT; n++) mma(acc[r][n], a1, b[n][2], b[n][3]);
+      for (int n = 0; n < N; n++) mma(acc[r][n], a1, b[n][2], b[n][3]);
     }
   }
 }

@@ -3,6 +3,7 @@
 // Compile-time: FMT (0 NVFP4, 1 MXFP4), BF16 (1 bf16, 0 fp16), NT (n-tiles of 8 tokens), WARPS, STAGES (units in flight per
 // warp).
 #include "few.cuh"
+#include "barriers.cuh"
 #include "cluster.cuh"
 
 #define THREADS (WARPS * 32)
@@ -89,8 +90,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 
     fetch_x();
     if (tile < g.tiles)
       for (int u = wk; u < min(g.chunk, own - begin); u += g.wk) {
-        asm volatile("{\n.reg .pred p;\nWAIT: mbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@!p bra WAIT;\n}" ::"r"(
-                         bars + stage * 8), "r"(phase) : "memory");
+        wait_barrier(bars + stage * 8, phase);
         Unit v;
         const u32 a = ring + stage * UNIT;
 #pragma unroll

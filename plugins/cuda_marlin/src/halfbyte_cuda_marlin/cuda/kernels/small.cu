@@ -3,6 +3,7 @@
 // Compile-time: FMT (0 NVFP4, 1 MXFP4), BF16 (1 bf16, 0 fp16), NT (n-tiles of 8 tokens), WARPS, STAGES (units in flight per
 // warp), BULK (weights arrive by 1 bulk copies, SM90, or 0 cp.async, SM80).
 #include "few.cuh"
+#include "barriers.cuh"
 
 #define THREADS (WARPS * 32)
 
@@ -143,9 +144,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fp4_small(const __grid_
         const int off = xoff + (mine - f) * 256;
         if (tile < g.tiles) {
 #if BULK
-          asm volatile(
-              "{\n.reg .pred p;\nWAIT: mbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@!p bra WAIT;\n}" ::"r"(
-                  bars + i * 8), "r"(phase) : "memory");
+          wait_barrier(bars + i * 8, phase);
 #else
           asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory");
           __syncwarp();

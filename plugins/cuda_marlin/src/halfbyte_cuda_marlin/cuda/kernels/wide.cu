@@ -1,6 +1,7 @@
 // W4A16 linear for many rows of x, SM90: wgmma with the decoded weights as A from registers, x as B in shared memory.
 // Compile-time: FMT, BF16, NTOK (tokens per tile), WGS (warpgroups of 64 rows), STAGES (of 128 columns).
 #include "fp4.cuh"
+#include "barriers.cuh"
 #include "wgmma.cuh"   // nvrtc.py writes it: wgmma names every register
 
 #define THREADS (WGS * 128)           // that compute; one more warpgroup fetches
@@ -20,11 +21,6 @@ struct Args {
 #define STAGE ((XTILE + WGS * 2 * UNIT + 1023) / 1024 * 1024)
 
 struct __align__(64) TensorMap { u64 v[16]; };
-
-__device__ __forceinline__ void wait_barrier(u32 bar, int parity) {
-  asm volatile("{\n.reg .pred p;\nWAIT: mbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@!p bra WAIT;\n}" ::"r"(bar),
-               "r"(parity) : "memory");
-}
 
 // All (item, unit) pairs, K fastest, are dealt out evenly in flat ranges; an item is ROWS rows x NTOK tokens.
 extern "C" __global__ void __launch_bounds__(THREADS + 128, 1)
