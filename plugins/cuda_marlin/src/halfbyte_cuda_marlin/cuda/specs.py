@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from halfbyte.problems import Problem, bias_bytes, round_up
-from halfbyte.specs import Fidelity, KernelSpec, PriorityRule, Proof
+from halfbyte.specs import KernelSpec, PriorityRule, Proof
+from halfbyte_cuda_marlin.common import ACTIVATIONS, DTYPES, SCHEMES
 from halfbyte_cuda_marlin.known_bad import KNOWN_BAD
 
 
@@ -16,51 +18,34 @@ def _packed_bytes(problem: Problem) -> int:
     return sum(n // 32 * (k // 128) * (2048 + scales) + 4 * n for n, k in rows) + bias_bytes(problem)
 
 
+_LINEAR: Final = KernelSpec(
+    id="marlin.cuda",
+    op="linear",
+    target="halfbyte_cuda_marlin.cuda.linear:MarlinCuda",
+    devices=("sm_80..",),
+    requires=("cuda-bindings>=12.8",),
+    install="pip install 'halfbyte[marlin]'",
+    schemes=SCHEMES,
+    dtypes=DTYPES,
+    fuses_bias=True,
+    global_scales="per-row",
+    # Where it was not run yet, libraries that their makers run there come first.
+    priority=(PriorityRule(priority=310, devices=("sm_90",)), PriorityRule(priority=220)),
+    proof={"sm_90": Proof.HARDWARE},
+    known_bad=KNOWN_BAD.get("marlin.cuda", ()),
+    resident_bytes=_packed_bytes,
+)
+
 SPECS: Final = (
-    KernelSpec(
-        id="marlin.cuda",
-        op="linear",
-        target="halfbyte_cuda_marlin.cuda.linear:MarlinCuda",
-        devices=("sm_80..",),
-        requires=("cuda-bindings>=12.8",),
-        install="pip install 'halfbyte[marlin]'",
-        schemes={
-            "nvfp4-w4a16": Fidelity.NATIVE,
-            "mxfp4-w4a16": Fidelity.NATIVE,
-            "nvfp4-w4a4": Fidelity.WEIGHT_ONLY,
-            "mxfp4-w4a4": Fidelity.WEIGHT_ONLY,
-        },
-        dtypes=("bfloat16", "float16"),
-        fuses_bias=True,
-        global_scales="per-row",
-        # Where it was not run yet, libraries that their makers run there come first.
-        priority=(PriorityRule(priority=310, devices=("sm_90",)), PriorityRule(priority=220)),
-        proof={"sm_90": Proof.HARDWARE},
-        known_bad=KNOWN_BAD.get("marlin.cuda", ()),
-        resident_bytes=_packed_bytes,
-    ),
-    KernelSpec(
-        id="marlin.cuda",
+    _LINEAR,
+    replace(
+        _LINEAR,
         op="experts",
         target="halfbyte_cuda_marlin.cuda.experts:MarlinCudaExperts",
         devices=("sm_90",),
-        requires=("cuda-bindings>=12.8",),
-        install="pip install 'halfbyte[marlin]'",
-        schemes={
-            "nvfp4-w4a16": Fidelity.NATIVE,
-            "mxfp4-w4a16": Fidelity.NATIVE,
-            "nvfp4-w4a4": Fidelity.WEIGHT_ONLY,
-            "mxfp4-w4a4": Fidelity.WEIGHT_ONLY,
-        },
-        dtypes=("bfloat16", "float16"),
         n_multiple=32,
         k_multiple=32,
-        fuses_bias=True,
-        activations=("silu", "gelu_tanh", "relu2", "swigluoai"),
+        activations=ACTIVATIONS,
         global_scales="per-projection",
-        priority=310,
-        proof={"sm_90": Proof.HARDWARE},
-        known_bad=KNOWN_BAD.get("marlin.cuda", ()),
-        resident_bytes=_packed_bytes,
     ),
 )

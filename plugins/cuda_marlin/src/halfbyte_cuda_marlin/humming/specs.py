@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
 from halfbyte.machines import Machine
 from halfbyte.problems import ExpertsProblem, Problem, bias_bytes, round_up
 from halfbyte.refusals import Code, Refusal
-from halfbyte.specs import Fidelity, KernelSpec, Proof
+from halfbyte.specs import KernelSpec, Proof
+from halfbyte_cuda_marlin.common import ACTIVATIONS, DTYPES, SCHEMES
 from halfbyte_cuda_marlin.known_bad import KNOWN_BAD
 
 #: What packing.py pads rows and columns to.
@@ -32,36 +34,34 @@ def _refusals(problem: Problem, machine: Machine) -> Sequence[Refusal]:
     return []
 
 
-_COMMON: Final[dict[str, Any]] = {
-    "id": "marlin.humming",
-    "devices": ("sm_75..sm_90",),
+_LINEAR: Final = KernelSpec(
+    id="marlin.humming",
+    op="linear",
+    target="halfbyte_cuda_marlin.humming.linear:MarlinHumming",
+    devices=("sm_75..sm_90",),
     # From torch 2.11 humming brings its launcher compiled; before, it needs a C++ compiler.
-    "requires": ("humming-kernels>=0.1.19,<0.2", "torch>=2.11", "triton"),
-    "install": "pip install 'halfbyte-cuda-marlin[humming]'",
-    "schemes": {
-        "nvfp4-w4a16": Fidelity.NATIVE,
-        "mxfp4-w4a16": Fidelity.NATIVE,
-        "nvfp4-w4a4": Fidelity.WEIGHT_ONLY,
-        "mxfp4-w4a4": Fidelity.WEIGHT_ONLY,
-    },
-    "dtypes": ("bfloat16", "float16"),
+    requires=("humming-kernels>=0.1.19,<0.2", "torch>=2.11", "triton"),
+    install="pip install 'halfbyte-cuda-marlin[humming]'",
+    schemes=SCHEMES,
+    dtypes=DTYPES,
     # Its kernels load and store 16 bytes at a time; packing.py pads further by itself.
-    "n_multiple": 8,
-    "k_multiple": 8,
-    "priority": 240,
-    "proof": {"sm_90": Proof.HARDWARE},
-    "known_bad": KNOWN_BAD.get("marlin.humming", ()),
-    "check": _refusals,
-    "resident_bytes": _packed_bytes,
-}
+    n_multiple=8,
+    k_multiple=8,
+    priority=240,
+    proof={"sm_90": Proof.HARDWARE},
+    known_bad=KNOWN_BAD.get("marlin.humming", ()),
+    check=_refusals,
+    resident_bytes=_packed_bytes,
+)
 
 SPECS: Final = (
-    KernelSpec(**_COMMON, op="linear", target="halfbyte_cuda_marlin.humming.linear:MarlinHumming"),
-    KernelSpec(
-        **_COMMON,
+    _LINEAR,
+    replace(
+        _LINEAR,
         op="experts",
         target="halfbyte_cuda_marlin.humming.experts:MarlinHummingExperts",
         fuses_bias=True,
-        activations=("silu", "gelu_tanh", "relu2", "swigluoai"),
+        activations=ACTIVATIONS,
+        global_scales="",
     ),
 )

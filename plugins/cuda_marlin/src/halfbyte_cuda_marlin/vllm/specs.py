@@ -9,7 +9,8 @@ from typing import Final
 from halfbyte.machines import Machine
 from halfbyte.problems import ExpertsProblem, Problem, bias_bytes
 from halfbyte.refusals import Code, Refusal
-from halfbyte.specs import Fidelity, KernelSpec, Proof
+from halfbyte.specs import KernelSpec, Proof
+from halfbyte_cuda_marlin.common import ACTIVATIONS, DTYPES, SCHEMES
 from halfbyte_cuda_marlin.known_bad import KNOWN_BAD
 from halfbyte_cuda_marlin.vllm.requirements import requirements
 from halfbyte_cuda_marlin.vllm.shapes import MAX_EXPERTS, padded_intermediate, padded_rows
@@ -46,13 +47,8 @@ _LINEAR: Final = KernelSpec(
     devices=("sm_75..",),
     requires=requirements(),
     install="pip install 'vllm>=0.26'",
-    schemes={
-        "nvfp4-w4a16": Fidelity.NATIVE,
-        "mxfp4-w4a16": Fidelity.NATIVE,
-        "nvfp4-w4a4": Fidelity.WEIGHT_ONLY,
-        "mxfp4-w4a4": Fidelity.WEIGHT_ONLY,
-    },
-    dtypes=("bfloat16", "float16"),
+    schemes=SCHEMES,
+    dtypes=DTYPES,
     n_multiple=64,
     k_multiple=64,
     priority=250,
@@ -69,7 +65,7 @@ SPECS: Final = (
         op="experts",
         target="halfbyte_cuda_marlin.vllm.experts:MarlinVllmExperts",
         fuses_bias=True,
-        activations=("silu", "gelu_tanh", "relu2", "swigluoai"),
+        activations=ACTIVATIONS,
         global_scales="per-expert",
     ),
 )
