@@ -15,6 +15,8 @@ from halfbyte.cli import main
 from halfbyte.schemes import SCHEMES
 
 MACHINES = ("sm_100", "sm_103", "sm_110", "sm_120", "sm_121")
+#: Experts of cuTile run on Hopper too.
+MACHINES_OF = {"linear": MACHINES, "experts": ("sm_90", *MACHINES)}
 PROBLEMS = {
     "linear": ("--shape", "4096x4096"),
     "experts": ("--experts", "128", "--top-k", "8", "--hidden", "2048", "--intermediate", "768"),
@@ -43,5 +45,5 @@ def decisions(op: str, machine: str) -> str:
 
 if __name__ == "__main__":
     for asked in sys.argv[1:]:
-        for arch in MACHINES:
+        for arch in MACHINES_OF[asked]:
             file_of(asked, arch).write_text(decisions(asked, arch), encoding="utf-8")

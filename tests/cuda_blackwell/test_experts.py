@@ -14,6 +14,7 @@ pytest.importorskip("flashinfer", reason="flashinfer-python is not installed")
 from cuda_blackwell.experts_emulator.b12x import B12x
 from cuda_blackwell.experts_emulator.faults import one_input_scale
 from cuda_blackwell.experts_emulator.patches import emulated
+from cuda_blackwell.flashinfer_emulator import arithmetic
 from cuda_blackwell.flashinfer_emulator.patches import card
 from halfbyte import FP4Experts, Policy, describe, resolve
 from halfbyte.conformance import data, oracle
@@ -27,7 +28,6 @@ from halfbyte.specs import Fidelity, Rounding
 from halfbyte.weights import ExpertsWeights
 from halfbyte_cuda_blackwell.experts_packing import beyond, local_numbers
 from halfbyte_cuda_blackwell.experts_specs import EXPERTS
-from halfbyte_cuda_blackwell.packing import unswizzle_128x4
 
 SPECS = {spec.id.removeprefix("flashinfer."): spec for spec in EXPERTS}
 EXPERTS_COUNT, SIZE = 4, 256
@@ -138,7 +138,7 @@ def test_b12x_derives_from_the_weights_once(sm120: B12x):
 def test_the_global_scales_stay_out_of_the_block_scales(sm100: None):
     weights = layer("nvfp4-w4a4", shared=True)
     own = packed("cutlass", weights)
-    stored = unswizzle_128x4(own["w1_scales"], 2 * SIZE, SIZE // 16)
+    stored = own["w1_scales"].flatten(1)[:, arithmetic.offsets(2 * SIZE, SIZE // 16, 128)]
     assert weights.gate is not None
     assert torch.equal(stored[:, :SIZE], weights.up.scales.view(torch.uint8))
     assert torch.equal(stored[:, SIZE:], weights.gate.scales.view(torch.uint8))
@@ -168,11 +168,29 @@ def test_trtllm_clamps_before_it_scales(sm100: None):
     assert errors(y, expected).within(tolerance("experts", "nvfp4", "bfloat16", quantizes=True))
 
 
-def test_trtllm_alone_of_sm100s_takes_gate_and_up_with_different_global_scales():
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("machine", ["sm_100", "sm_103"])
+def test_one_input_scale_for_all_experts_is_never_chosen_by_itself(machine: str, shared: bool):
     problem = ExpertsProblem(
-        scheme=SCHEMES["nvfp4-w4a4"], experts=8, top_k=2, hidden=2048, intermediate=768, shared_global_scale=False
+        scheme=SCHEMES["nvfp4-w4a4"], experts=8, top_k=2, hidden=2048, intermediate=768, shared_global_scale=shared
     )
-    assert resolve(problem, describe("sm_100")).chosen().spec.id == "flashinfer.trtllm"
+    resolution = resolve(problem, describe(machine))
+    candidates = {candidate.spec.id: candidate for candidate in resolution.candidates}
+    assert resolution.chosen().spec.id not in ("flashinfer.trtllm", "flashinfer.cute-dsl")
+    assert candidates["flashinfer.trtllm"].state == "blocked"
+    assert candidates["flashinfer.cute-dsl"].state == ("blocked" if shared else "ineligible")
+    assert (resolution.chosen().spec is SPECS["cutlass"]) == shared
+    assert resolve(problem, describe(machine), Policy(require="flashinfer.trtllm")).chosen().spec is SPECS["trtllm"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "scheme", "machine"),
+    [("cute-dsl", "nvfp4-w4a16", "sm_103"), ("trtllm", "mxfp4-w4a16", "sm_100"), ("trtllm", "mxfp4-w4a4", "sm_100")],
+)
+def test_what_leaves_activations_alone_is_not_blocked(kernel: str, scheme: str, machine: str):
+    problem = ExpertsProblem(scheme=SCHEMES[scheme], experts=8, top_k=2, hidden=2048, intermediate=768)
+    own = next(one for one in resolve(problem, describe(machine)).candidates if one.spec is SPECS[kernel])
+    assert own.state in ("selected", "outranked")
 
 
 def test_cutile_takes_more_tokens_than_its_buffers(hopper: None, monkeypatch: pytest.MonkeyPatch):
@@ -208,7 +226,7 @@ def test_b12x_is_refused_below_cuda_13():
 def test_an_activation_is_quantized_on_blackwell_alone(sm100: None):
     own = packed("trtllm", layer("nvfp4-w4a4"))
     x, routing = data.activations(3, SIZE, torch.bfloat16), data.routing(3, EXPERTS_COUNT, 2)
-    with card(90), pytest.raises(UsageError, match="quantizer"):
+    with card(90), pytest.raises(UsageError, match="quantizes to FP4 from sm_100"):
         run("trtllm", own, x, *routing)
 
 
@@ -246,3 +264,56 @@ def test_experts_of_another_rank_have_numbers_of_their_own():
     local = local_numbers(torch.tensor([[0, 2], [1, 3], [3, 0]], dtype=torch.int32), expert_map)
     assert local.tolist() == [[-1, -1], [0, 1], [1, -1]]
     assert beyond(local, 2).tolist() == [[2, 3], [0, 1], [1, 3]]
+
+
+def test_only_the_kernel_of_the_thread_is_refused_above_256_experts():
+    problem = ExpertsProblem(scheme=SCHEMES["nvfp4-w4a16"], experts=512, top_k=2, hidden=2048, intermediate=768)
+    own = next(one for one in resolve(problem, describe("sm_120")).candidates if one.spec is SPECS["b12x-a16"])
+    assert own.state in ("selected", "outranked")
+
+
+#: Every kernel on a card, with a scheme and each way in which x reaches the library.
+EVERY = [
+    (100, "cutlass", "nvfp4-w4a4"),
+    (100, "cute-dsl", "nvfp4-w4a4"),
+    (100, "cute-dsl", "nvfp4-w4a16"),
+    (100, "trtllm", "nvfp4-w4a4"),
+    (100, "trtllm", "mxfp4-w4a16"),
+    (120, "b12x", "nvfp4-w4a4"),
+    (120, "b12x", "mxfp4-w4a4"),
+    (120, "b12x-a16", "nvfp4-w4a16"),
+    (90, "cutile", "nvfp4-w4a16"),
+]
+
+
+@pytest.mark.parametrize(("capability", "kernel", "scheme"), EVERY)
+def test_rows_at_any_address_are_taken(capability: int, kernel: str, scheme: str):
+    x, routing = data.activations(5, SIZE, torch.bfloat16), data.routing(5, EXPERTS_COUNT, 2)
+    shifted = torch.empty(5 * SIZE + 1, dtype=torch.bfloat16)[1:].view(5, SIZE)
+    shifted.copy_(x)
+    assert shifted.data_ptr() % 32
+    with emulated(capability):
+        own = packed(kernel, layer(scheme))
+        assert torch.equal(run(kernel, own, shifted, *routing), run(kernel, own, x, *routing))
+
+
+@pytest.mark.parametrize(("capability", "kernel", "scheme"), EVERY)
+def test_a_rank_may_hold_fewer_experts_than_a_token_takes(capability: int, kernel: str, scheme: str):
+    """4 experts here, the last of 16; tokens take 6, of which all, some or none are here."""
+    x, top_k = data.activations(7, SIZE, torch.bfloat16), 6
+    ids = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(seed))[:top_k] for seed in range(7)])
+    ids[0], ids[1] = torch.tensor([12, 13, 14, 15, 0, 1]), torch.arange(top_k)
+    ids, weights = ids.to(torch.int32), torch.full((7, top_k), 1 / top_k)
+    expert_map = torch.where(torch.arange(16) < 12, -1, torch.arange(16) - 12).to(torch.int32)
+    with one_input_scale():
+        own_weights = layer(scheme)
+    with emulated(capability):
+        own = packed(kernel, own_weights, top_k=top_k)
+        experts = load_kernel(SPECS[kernel])
+        assert isinstance(experts, ExpertsKernel)
+        y = experts.apply(x, own, ids, weights, expert_map)
+    rounding = oracle.rounding_of(SPECS[kernel], scheme)
+    expected = oracle.experts(x, own_weights, ids, weights, activation="silu", rounding=rounding, expert_map=expert_map)
+    fmt = SCHEMES[scheme].weights.name
+    assert errors(y, expected).within(tolerance("experts", fmt, "bfloat16", quantizes=rounding is not None))
+    assert not y[1].any()

@@ -14,7 +14,6 @@ import torch
 
 pytest.importorskip("flashinfer", reason="flashinfer-python is not installed")
 
-import flashinfer
 from flashinfer import fused_moe
 from flashinfer.fused_moe import api, core, prepare
 
@@ -92,7 +91,6 @@ def calls(path: str, name: str) -> Iterator[ast.Call]:
     [
         ("experts_cutlass", "cutlass_fused_moe", fused_moe.cutlass_fused_moe),
         ("experts_trtllm", "trtllm_fp4_block_scale_routed_moe", fused_moe.trtllm_fp4_block_scale_routed_moe),
-        ("experts_quantize", "fp4_quantize", flashinfer.fp4_quantize),
         ("experts_cute_dsl", "cute_dsl_fused_moe", ("fused_moe/cute_dsl/fused_moe.py", "cute_dsl_fused_moe")),
         ("experts_b12x", "launch_sm120_moe", (f"{SM12X}/moe_dispatch.py", "launch_sm120_moe")),
         ("experts_b12x", "_get_weight_views", (f"{SM12X}/moe_dispatch.py", "_get_weight_views")),

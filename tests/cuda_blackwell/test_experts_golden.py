@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cuda_blackwell.goldens import MACHINES, decisions, file_of
+from cuda_blackwell.goldens import MACHINES_OF, decisions, file_of
 from halfbyte import Policy, describe, resolve
 from halfbyte.problems import ExpertsProblem
 from halfbyte.schemes import SCHEMES
@@ -32,16 +32,9 @@ DOCUMENTED = {
 }
 
 
-def ours(decided: str) -> list[str]:
-    """Of the decisions what other plugins cannot change: whether a kernel can run, but not whether it leads all."""
-    lines = (line if line.startswith(" ") else line.partition(":")[0] for line in decided.splitlines())
-    return [line.replace(": selected ", ": outranked ") for line in lines]
-
-
-@pytest.mark.parametrize("machine", ["sm_90", *MACHINES])
+@pytest.mark.parametrize("machine", MACHINES_OF["experts"])
 def test_the_decisions_for_experts_are_the_golden_ones(machine: str):
-    golden = file_of("experts", machine).read_text(encoding="utf-8")
-    assert ours(decisions("experts", machine)) == ours(golden)
+    assert decisions("experts", machine) == file_of("experts", machine).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("machine", DOCUMENTED)
@@ -57,13 +50,24 @@ def test_the_documented_kernel_leads(machine: str):
         assert able[:1] == ([] if kernel is None else [kernel]), (scheme, able)
 
 
-def test_what_is_known_to_fail_is_blocked_with_its_thread_and_runs_where_it_is_required_by_name():
-    problem = ExpertsProblem(scheme=SCHEMES["nvfp4-w4a4"], **QWEN3)
-    spark = describe("sm_121")
-    own = next(one for one in resolve(problem, spark).candidates if one.spec.id == "flashinfer.b12x")
+@pytest.mark.parametrize(
+    ("kernel", "machine", "thread"),
+    [
+        ("b12x", "sm_121", "flashinfer-ai/flashinfer/issues/3170"),
+        ("trtllm", "sm_100", "flashinfer-ai/flashinfer/issues/2356"),
+        ("trtllm", "sm_103", "flashinfer-ai/flashinfer/issues/2356"),
+        ("cute-dsl", "sm_100", "sgl-project/sglang/pull/38563"),
+        ("cute-dsl", "sm_103", "sgl-project/sglang/pull/38563"),
+    ],
+)
+def test_what_is_known_to_fail_is_blocked_with_its_thread_and_runs_where_it_is_required_by_name(
+    kernel: str, machine: str, thread: str
+):
+    problem, kernel_id = ExpertsProblem(scheme=SCHEMES["nvfp4-w4a4"], **QWEN3), f"flashinfer.{kernel}"
+    own = next(one for one in resolve(problem, describe(machine)).candidates if one.spec.id == kernel_id)
     assert own.state == "blocked"
-    assert "https://github.com/flashinfer-ai/flashinfer/issues/3170" in str(own.refusals[0])
-    assert resolve(problem, spark, Policy(require="flashinfer.b12x")).chosen().spec.id == "flashinfer.b12x"
+    assert f"https://github.com/{thread}" in str(own.refusals[0])
+    assert resolve(problem, describe(machine), Policy(require=kernel_id)).chosen().spec.id == kernel_id
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip("flashinfer", reason="flashinfer-python is not installed")
 
+from cuda_blackwell.test_hardware import judged
+
 TESTS = Path(__file__).parents[1]
 RIGHT = "test_it_is_right_for_every_number_of_tokens"
 Kit = Callable[..., list[dict[str, Any]]]
@@ -65,6 +67,14 @@ def test_a_kernel_passes(run_kit: Kit, capability: int, kernel: str):
     checks = run_kit(capability, kernel)
     assert not failed(checks)
     assert sum(check["outcome"] == "passed" for check in checks) >= 30
+
+
+@pytest.mark.parametrize(("capability", "kernel"), [(100, "trtllm"), (100, "cute-dsl"), (120, "b12x")])
+def test_the_kit_as_it_is_fails_only_where_that_is_expected(run_kit: Kit, capability: int, kernel: str):
+    """So these three are not declared to have passed it."""
+    report = judged({"checks": run_kit(capability, kernel)}, f"flashinfer.{kernel}", "experts", "")
+    assert report["passed"]
+    assert report["expected_deviations"]
 
 
 @pytest.mark.parametrize("kernel", ["trtllm", "cute-dsl"])

@@ -22,7 +22,7 @@ from halfbyte.schemes import SCHEMES, Scheme
 from halfbyte.specs import Rounding
 from halfbyte.weights import LinearWeights
 from halfbyte_cuda_blackwell import library, linear, ops
-from halfbyte_cuda_blackwell.packing import padded_scale_shape
+from halfbyte_cuda_blackwell.packing import padded_scale_shape, swizzle_128x4
 from halfbyte_cuda_blackwell.weight_only import Bf16Fp4
 
 M, N, K = 7, 64, 96
@@ -110,6 +110,15 @@ def test_sizes_off_the_alignment_are_refused(sm_100: None):
     refused_alike(ops.mm_fp4, arguments, "N=65, K=96: cutlass needs multiples of 32 and 32")
 
 
+@pytest.mark.parametrize("encode", [factor(300.0), None])
+def test_linear_scales_are_the_swizzled_ones(sm_100: None, encode: torch.Tensor | None):
+    codes, swizzled = ops.quantize(rows(130), encode, 128)
+    again, scales = ops.quantize(rows(130), encode, ops.LINEAR)
+    assert torch.equal(again, codes)
+    assert scales.shape == (130, K // (16 if encode is not None else 32))
+    assert torch.equal(swizzle_128x4(scales), swizzled)
+
+
 @pytest.mark.parametrize(
     ("wrong", "match"),
     [
@@ -139,7 +148,7 @@ def test_the_weight_only_product_refuses_another_x(sm_100: None):
 
 def test_the_operators_pass_opcheck(sm_100: None):
     utilities = ("test_schema", "test_faketensor")
-    for tile in (8, 128):
+    for tile in (ops.LINEAR, 8, 128):
         for encode in (factor(300.0), None):
             torch.library.opcheck(ops.quantize, (rows(), encode, tile), test_utils=utilities)
     torch.library.opcheck(ops.mm_fp4, tuple(product_arguments().values()), test_utils=utilities)

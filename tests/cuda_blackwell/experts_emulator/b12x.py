@@ -57,6 +57,7 @@ class B12x:
         **_unread: Tensor,
     ) -> Tensor:
         checks.dtype(torch.bfloat16, a=a, scatter_output=scatter_output)
+        checks.aligned(32, a=a, scatter_output=scatter_output)
         checks.dtype(torch.float32, topk_weights=topk_weights)
         checks.contiguous(a=a, topk_ids=topk_ids, topk_weights=topk_weights)
         if num_local_experts != num_experts or topk_ids.shape[1] != top_k or topk_ids.max() >= num_experts:

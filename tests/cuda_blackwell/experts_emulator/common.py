@@ -1,4 +1,4 @@
-"""What the doubles share: the quantizer of x, constants of activations, scales in CuTe DSL's order."""
+"""What the doubles share: constants of activations, scales in CuTe DSL's order."""
 
 from __future__ import annotations
 
@@ -8,22 +8,6 @@ from torch import Tensor
 
 from cuda_blackwell.experts_emulator import moe
 from cuda_blackwell.flashinfer_emulator import arithmetic, checks
-
-
-class Quantization:
-    """csrc/nv_internal/tensorrt_llm/thop/fp4Quantize.cpp, linear scales."""
-
-    def fp4_quantize(self, x, encode, codes, scales, group, ue8m0, swizzled, tile_8x4, inversed, _pdl, recipe) -> None:
-        checks.contiguous(x=x)
-        if swizzled or tile_8x4 or inversed or ue8m0 or group != 16 or recipe != 0:
-            raise RuntimeError("experts take linear NVFP4 scales, without a recipe")
-        checks.multiple(16, K=x.shape[1])
-        checks.scalar(encode)
-        columns = x.shape[1] // 16
-        buffer = torch.empty(arithmetic.pad(len(x), 128) * arithmetic.pad(columns, 4), dtype=torch.uint8)
-        arithmetic.quantize(x, encode, codes, buffer, 128)
-        scales.fill_(255)  # what comes after the rows is never written
-        scales[: len(x) * columns] = buffer[arithmetic.offsets(len(x), columns, 128)].view(-1)
 
 
 def six_d(codes: Tensor, scales: Tensor, group: int) -> Tensor:

@@ -49,6 +49,7 @@ def cute_dsl(
     checks.dtype(torch.int32, ids=ids)
     checks.dtype(output_dtype, moe_output=moe_output)
     checks.contiguous(x=x, w1=w1_weight, w2=w2_weight, ids=ids, weights=token_final_scales)
+    checks.aligned(32, x=x, moe_output=moe_output)
     checks.contiguous(w1_alpha=w1_alpha, w2_alpha=w2_alpha)
     checks.multiple(128, rows=rows, hidden=w2_weight.shape[1])
     first, second = six_d(w1_weight, w1_weight_sf, 16), six_d(w2_weight, w2_weight_sf, 16)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cuda_blackwell.experts_emulator import moe
 from cuda_blackwell.experts_emulator.common import activation_of
-from cuda_blackwell.flashinfer_emulator import arithmetic
+from cuda_blackwell.flashinfer_emulator import arithmetic, checks
 
 _RUNNERS = {
     "CuTileNvfp4Bf16Config": runners.CuTileNvfp4Bf16Runner,
@@ -38,6 +38,7 @@ class CuTileLayer:
         if act_pack.num_tokens > self.config.execution.tune_max_num_tokens:
             raise ValueError(f"{act_pack.num_tokens} tokens")
         out, x, ids, weights, w1, s1, g1, w2, s2, g2 = self.runner.pack_inputs(act_pack, weight_pack)
+        checks.aligned(32, x=x)
         if not 0 <= int(ids.min()) <= int(ids.max()) < w1.shape[0]:
             raise RuntimeError("an expert that is not there: the kernel would read out of bounds")
         group = self.runner._scale_block_size

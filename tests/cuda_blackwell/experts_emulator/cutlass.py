@@ -42,6 +42,7 @@ class Cutlass:
         **options,
     ) -> None:
         checks.contiguous(x=x, ids=ids, weights=weights, w1=w1, w2=w2, output=output)
+        checks.aligned(32, x=x, output=output)
         checks.dtype(torch.int64, w1=w1, w2=w2)
         checks.dtype(torch.int32, ids=ids)
         checks.dtype(torch.float32, weights=weights)

@@ -36,7 +36,7 @@ def _replaced(name: str, make: Callable[[Any], Any]) -> Iterator[None]:
 
 def _linear_scales(_: Any) -> Callable[[Tensor], Tensor]:
     """The right size, zero in the padding, and not swizzled."""
-    return lambda scales: packing._padded(scales, 128).clone()
+    return lambda scales: packing._padded(scales).clone()
 
 
 def _swapped_nibbles(projection: Callable[[ExpertsWeights], Any]) -> Callable[[ExpertsWeights], Any]:

@@ -20,12 +20,11 @@ from flashinfer.quantization import fp4_quantization
 
 from cuda_blackwell.experts_emulator import signatures
 from cuda_blackwell.experts_emulator.b12x import B12x
-from cuda_blackwell.experts_emulator.common import Quantization
 from cuda_blackwell.experts_emulator.cute_dsl import cute_dsl
 from cuda_blackwell.experts_emulator.cutile import CuTileLayer
 from cuda_blackwell.experts_emulator.cutlass import Cutlass
 from cuda_blackwell.experts_emulator.trtllm import trtllm
-from cuda_blackwell.flashinfer_emulator.compiled import built
+from cuda_blackwell.flashinfer_emulator.compiled import Quantization, built
 from cuda_blackwell.flashinfer_emulator.patches import card
 from halfbyte_cuda_blackwell import experts_cutile
 

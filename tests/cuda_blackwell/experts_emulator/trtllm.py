@@ -76,6 +76,7 @@ def _check_routing(call: SimpleNamespace) -> None:
         raise RuntimeError(f"layout {call.layout}, finalize {call.do_finalize}, activation {call.kind}")
     checks.dtype(torch.int32, ids=ids)
     checks.dtype(torch.float32, weights=call.weights)
+    checks.aligned(32, x=call.x, output=call.output)
     checks.contiguous(x=call.x, ids=ids, weights=call.weights)
 
 

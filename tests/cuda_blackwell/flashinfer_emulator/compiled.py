@@ -26,14 +26,21 @@ class Quantization:
         checks.aligned(32, x=x)  # two vectors of 16 bytes at a time
         if x.dtype not in (torch.bfloat16, torch.float16):
             raise NotImplementedError(f"fp4_quantize only supports fp16 and bf16 here, not {x.dtype}")
-        if x.stride(0) != x.shape[1] or not swizzled or inversed or recipe != 0:
-            raise RuntimeError("rows that are not adjacent, linear scales, an inverted scale or a recipe was asked for")
+        if x.stride(0) != x.shape[1] or (tile_8x4 and not swizzled) or inversed or recipe != 0:
+            raise RuntimeError("rows that are not adjacent, an inverted scale or a recipe was asked for")
         if ue8m0 != (group == 32) or (encode is None) != ue8m0:
             raise RuntimeError(f"group {group} does not go with ue8m0={ue8m0} and global scale {encode}")
         checks.multiple(group, K=x.shape[1])
         if encode is not None:
             checks.scalar(encode)
-        arithmetic.quantize(x, encode, codes, scales, 8 if tile_8x4 else 128)
+        if swizzled:
+            arithmetic.quantize(x, encode, codes, scales, 8 if tile_8x4 else 128)
+            return
+        columns = x.shape[1] // group
+        buffer = torch.empty(arithmetic.pad(len(x), 128) * arithmetic.pad(columns, 4), dtype=torch.uint8)
+        arithmetic.quantize(x, encode, codes, buffer, 128)
+        scales.fill_(255)  # what comes after the rows is never written
+        scales[: len(x) * columns] = buffer[arithmetic.offsets(len(x), columns, 128)].view(-1)
 
 
 class Cutlass:

@@ -46,7 +46,7 @@ def _swapped_nibbles() -> Iterator[None]:
 
 def _linear_scales(scales: Tensor) -> Tensor:
     """The right size, zero in the padding, and not swizzled."""
-    return packing._padded(scales, 128).clone()
+    return packing._padded(scales).clone()
 
 
 def _unshuffled(rows: Tensor) -> Tensor:

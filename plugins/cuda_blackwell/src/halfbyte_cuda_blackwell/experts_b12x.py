@@ -163,6 +163,7 @@ class B12xA16:
 def _launch(x: Tensor, problem: ExpertsProblem, topk_ids: Tensor, topk_weights: Tensor, **weights: Any) -> Tensor:
     from flashinfer.fused_moe.cute_dsl.blackwell_sm12x.moe_dispatch import launch_sm120_moe
 
+    x = ops.aligned(x)
     y = torch.empty_like(x)
     if problem.activation == "swigluoai":
         weights |= {f"swiglu_{name}": value for name, value in SWIGLUOAI.items()}

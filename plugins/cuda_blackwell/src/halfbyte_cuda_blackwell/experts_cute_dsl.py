@@ -1,8 +1,8 @@
 """Experts of CuTe DSL through FlashInfer on SM10x: `cute_dsl_fused_moe`, NVFP4 weights with NVFP4 or bfloat16 inputs.
 
 W4A4 quantizes x once for all experts, and the hidden activations with one scale: where the experts' calibrated scales
-differ, the largest serves all of them. Source of the layout: flashinfer-python 0.7.2,
-`fused_moe/prepare.py`, prepare_cute_dsl_weights.
+differ, the largest serves all of them (so it is blocked, see known_bad.py). Source of the layout:
+flashinfer-python 0.7.2, `fused_moe/prepare.py`, prepare_cute_dsl_weights.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from halfbyte_cuda_blackwell.experts_packing import (
     local_numbers,
     mma_view,
     multipliers,
+    one_scale,
     product,
     second_projection,
 )
-from halfbyte_cuda_blackwell.experts_quantize import one_scale, quantized
 from halfbyte_cuda_blackwell.packing import scale_bytes, swizzle_128x4
 
 _CAPABILITIES: Final = (100, 103)
@@ -74,13 +74,13 @@ class CuteDsl:
         from flashinfer.fused_moe import cute_dsl_fused_moe
         from flashinfer.tllm_enums import ActivationType
 
-        problem = cast("ExpertsProblem", packed.problem)
+        problem, x = cast("ExpertsProblem", packed.problem), ops.aligned(x)
         ids, count = topk_ids, problem.experts
         if expert_map is not None:
             ids, count = beyond(local_numbers(topk_ids, expert_map), count), count + problem.top_k
         inputs: tuple[Tensor, Tensor | None] = (x, None)
         if problem.scheme.activations is not None:
-            inputs = quantized(x, packed["w1_input"])
+            inputs = ops.quantize(x, packed["w1_input"], ops.LINEAR)
         constants: dict[str, Any] = {}
         if problem.activation == "swigluoai":
             constants = {f"swiglu_{name}": value for name, value in SWIGLUOAI.items()}

@@ -89,7 +89,7 @@ def _run(x: Tensor, packed: Packed, topk_ids: Tensor, topk_weights: Tensor) -> T
     weights.prepare_for(f"cutile_{fmt}", view)
     with ops.current(x.device):
         layer = _layer(problem, x.device, threading.get_ident())
-        y: Tensor = layer(MoEActivationPack(x, None, topk_ids, topk_weights), weights)
+        y: Tensor = layer(MoEActivationPack(ops.aligned(x), None, topk_ids, topk_weights), weights)
     return y
 
 

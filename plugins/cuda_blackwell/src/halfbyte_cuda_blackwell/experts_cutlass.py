@@ -60,14 +60,16 @@ class Cutlass:
     def apply(
         self, x: Tensor, packed: Packed, topk_ids: Tensor, topk_weights: Tensor, expert_map: Tensor | None = None
     ) -> Tensor:
-        """Return y [T, H]. Experts of another rank are numbers of a second, absent rank to the kernel."""
+        """Return y [T, H]. Experts of another rank are numbers of further, absent ranks to the kernel."""
         from flashinfer.fused_moe import cutlass_fused_moe
         from flashinfer.tllm_enums import ActivationType
 
-        problem, tensors = cast("ExpertsProblem", packed.problem), packed.tensors
-        ids = topk_ids
+        problem, tensors, x = cast("ExpertsProblem", packed.problem), packed.tensors, ops.aligned(x)
+        ids, ranks = topk_ids, 1
         if expert_map is not None:
             ids = beyond(local_numbers(topk_ids, expert_map), problem.experts)
+            # As many absent ranks as give each slot of a token a number of its own.
+            ranks += -(-problem.top_k // problem.experts)
         y = torch.empty_like(x)
         cutlass_fused_moe(
             x,
@@ -88,7 +90,7 @@ class Cutlass:
             swiglu_alpha=tensors.get("alpha"),
             swiglu_beta=tensors.get("beta"),
             swiglu_limit=tensors.get("limit"),
-            ep_size=1 if expert_map is None else 2,
+            ep_size=ranks,
             ep_rank=0,
             output=y,
             activation_type=ActivationType[_ACTIVATIONS[problem.activation]],

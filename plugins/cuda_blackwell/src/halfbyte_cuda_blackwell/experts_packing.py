@@ -7,7 +7,7 @@ first projection, the other way round than in most checkpoints. Layouts of scale
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor
@@ -41,11 +41,8 @@ def interleaved(rows: Tensor, size: int) -> Tensor:
 
 
 def multipliers(matrix: Matrix) -> Tensor:
-    """The global scales of a stack, float32 [E] on its device; ones for a format without."""
-    experts, device = matrix.packed.shape[0], matrix.packed.device
-    if matrix.global_scale is None:
-        return torch.ones(experts, dtype=torch.float32, device=device)
-    return matrix.global_scale.to(torch.float32).to(device)
+    """The global scales of a stack, of a format that has them: float32 [E] on its device."""
+    return cast("Tensor", matrix.global_scale).to(torch.float32).to(matrix.packed.device)
 
 
 def input_multipliers(weights: ExpertsWeights, problem: ExpertsProblem) -> tuple[Tensor, Tensor]:
@@ -54,19 +51,17 @@ def input_multipliers(weights: ExpertsWeights, problem: ExpertsProblem) -> tuple
     Ones where the scheme leaves activations alone and the kernel quantizes them all the same, and where the format has
     none. CheckpointError naming the matrix where the scheme needs a calibrated scale that is not there.
     """
-    up, down = weights.up, weights.down
     if problem.scheme.activations is None or not problem.scheme.weights.has_global_scale:
         ones = torch.ones(problem.experts, dtype=torch.float64)
         return ones, ones.clone()
-    for matrix in weights.matrices:
-        if matrix.input_global_scale is None:
-            raise CheckpointError(
-                f"{matrix.name}: {problem.scheme} quantizes activations with a calibrated input global scale, and "
-                "there is none; calibrate the checkpoint anew, or run it weight-only: set input_activations to null "
-                "in the quantization_config of its config.json"
-            )
-    assert up.input_global_scale is not None and down.input_global_scale is not None  # noqa: S101, PT018 - for mypy
-    return up.input_global_scale, down.input_global_scale
+    if weights.gate is not None:
+        _calibrated(weights.gate, problem)
+    return _calibrated(weights.up, problem), _calibrated(weights.down, problem)
+
+
+def one_scale(scales: Tensor) -> Tensor:
+    """The largest of the experts' input scales, for each of them: no input of any expert saturates by it."""
+    return scales.max().expand_as(scales)
 
 
 def product(matrix: Matrix, inputs: Tensor) -> Tensor:
@@ -98,6 +93,16 @@ def beyond(local: Tensor, experts: int) -> Tensor:
 def filled(experts: int, value: float, device: torch.device) -> Tensor:
     """float32 [E], all `value`."""
     return torch.full((experts,), value, dtype=torch.float32, device=device)
+
+
+def _calibrated(matrix: Matrix, problem: ExpertsProblem) -> Tensor:
+    if matrix.input_global_scale is None:
+        raise CheckpointError(
+            f"{matrix.name}: {problem.scheme} quantizes activations with a calibrated input global scale, and "
+            "there is none; calibrate the checkpoint anew, or run it weight-only: set input_activations to null "
+            "in the quantization_config of its config.json"
+        )
+    return matrix.input_global_scale
 
 
 def _copied(matrix: Matrix) -> Matrix:

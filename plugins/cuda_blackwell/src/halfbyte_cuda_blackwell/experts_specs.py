@@ -80,7 +80,8 @@ _B12X: Final = KernelSpec(
     gated_order="up-gate",
     activation_rounding=Rounding(scale="ceil", ties="even"),
     priority=460,
-    proof=Proof.CONTRACT_DOUBLE,
+    # The kit as it is fails over a double, in W4A16 with NVFP4: docs/blackwell.md says what passed.
+    proof=Proof.NONE,
     known_bad=known_bad("experts", "flashinfer.b12x"),
     check=_b12x_check,
     resident_bytes=_swizzled_bytes,
@@ -102,7 +103,6 @@ _B12X_A16: Final = KernelSpec(
     priority=260,
     proof=Proof.CONTRACT_DOUBLE,
     known_bad=known_bad("experts", "flashinfer.b12x-a16"),
-    check=_b12x_check,
 )
 
 _CUTLASS: Final = KernelSpec(
@@ -142,7 +142,8 @@ _TRTLLM: Final = KernelSpec(
     global_scales="per-projection",
     activation_rounding=Rounding(ties="even"),
     priority=(PriorityRule(priority=420, schemes=("nvfp4-*",)), PriorityRule(priority=280)),
-    proof=Proof.CONTRACT_DOUBLE,
+    # The kit as it is fails over a double, in NVFP4: docs/blackwell.md says what passed.
+    proof=Proof.NONE,
     known_bad=known_bad("experts", "flashinfer.trtllm"),
     check=_trtllm_check,
     resident_bytes=_swizzled_bytes,
@@ -163,7 +164,8 @@ _CUTE_DSL: Final = KernelSpec(
     gated_order="up-gate",
     activation_rounding=Rounding(ties="even"),
     priority=(PriorityRule(priority=430, schemes=("*-w4a4",)), PriorityRule(priority=280)),
-    proof=Proof.CONTRACT_DOUBLE,
+    # The kit as it is fails over a double, in W4A4: docs/blackwell.md says what passed.
+    proof=Proof.NONE,
     known_bad=known_bad("experts", "flashinfer.cute-dsl"),
     resident_bytes=_swizzled_bytes,
 )

@@ -1,8 +1,9 @@
 """Experts of TensorRT-LLM through FlashInfer on SM10x: `trtllm_fp4_block_scale_routed_moe`.
 
 NVFP4 W4A4 quantizes x once for all experts: where the experts' calibrated scales differ, the largest serves all of
-them; the hidden activations have each expert's own. MXFP4 leaves activations in bfloat16. Source of the layout:
-flashinfer-python 0.7.2, `fused_moe/prepare.py`, prepare_trtllm_fp4_weights.
+them (so it is blocked, see known_bad.py); the hidden activations have each expert's own.
+MXFP4 leaves activations in bfloat16. Source of the layout: flashinfer-python 0.7.2,
+`fused_moe/prepare.py`, prepare_trtllm_fp4_weights.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.kernels import Packed
+from halfbyte.matrix import Matrix
 from halfbyte.problems import ExpertsProblem, round_up
 from halfbyte.weights import ExpertsWeights
 from halfbyte_cuda_blackwell import ops
@@ -24,10 +26,10 @@ from halfbyte_cuda_blackwell.experts_packing import (
     input_multipliers,
     interleaved,
     local_numbers,
+    one_scale,
     product,
     second_projection,
 )
-from halfbyte_cuda_blackwell.experts_quantize import one_scale, quantized
 from halfbyte_cuda_blackwell.packing import scale_bytes, shuffled_rows, swizzle_128x4
 
 _CAPABILITIES: Final = (100, 103)
@@ -70,13 +72,13 @@ class Trtllm:
         from flashinfer import SfLayout
         from flashinfer.fused_moe import trtllm_fp4_block_scale_routed_moe
 
-        problem, tensors = cast("ExpertsProblem", packed.problem), packed.tensors
+        problem, tensors, x = cast("ExpertsProblem", packed.problem), packed.tensors, ops.aligned(x)
         ids, count = topk_ids, problem.experts
         if expert_map is not None:
             ids, count = beyond(local_numbers(topk_ids, expert_map), count), count + problem.top_k
         hidden_states, hidden_scales = x, None
         if problem.scheme.weights.has_global_scale:
-            hidden_states, scales = quantized(x, packed["x_divisor"])
+            hidden_states, scales = ops.quantize(x, packed["x_divisor"], ops.LINEAR)
             hidden_scales = scales.view(torch.float8_e4m3fn)
         y = torch.empty_like(x)
         with ops.current(x.device):
@@ -123,10 +125,9 @@ def _scales(weights: ExpertsWeights, problem: ExpertsProblem, constants: dict[st
     Clamps and additions come before products are scaled, so their constants are divided by the factor of both.
     """
     inputs, hidden = input_multipliers(weights, problem)
-    gate = weights.gate if weights.gate is not None else weights.up
-    if gate.input_global_scale is not None:
-        inputs = torch.maximum(inputs, gate.input_global_scale)
-    inputs = one_scale(inputs)
+    # Its activations all have a gate, whose input scale was looked at with the others.
+    gate = cast("Matrix", weights.gate)
+    inputs = one_scale(torch.maximum(inputs, cast("Tensor", gate.input_global_scale)))
     device = gate.packed.device
     gate_scale = product(gate, inputs)
     scaled: dict[str, Tensor] = {name: constants[name] / gate_scale for name in ("beta", "limit") if name in constants}

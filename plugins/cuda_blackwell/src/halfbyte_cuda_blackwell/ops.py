@@ -23,6 +23,8 @@ from halfbyte_cuda_blackwell.packing import padded_scale_shape
 FIRST_WITH_FP4 = 100
 #: What the kernels' bulk copies ask of addresses.
 _ALIGNMENT = 32
+#: Instead of the rows of a tile: scales as they are, not swizzled.
+LINEAR = 0
 
 
 def capability_of(device: torch.device) -> int:
@@ -50,37 +52,47 @@ def current(device: torch.device) -> contextlib.AbstractContextManager[object]:
     return torch.cuda.device(device)
 
 
+def aligned(x: Tensor) -> Tensor:
+    """x, or a copy of it if it starts at an address that the kernels do not take."""
+    return x if x.data_ptr() % _ALIGNMENT == 0 else x.clone()
+
+
 @torch.library.custom_op("halfbyte_cuda_blackwell::quantize", mutates_args=())
 def quantize(x: Tensor, encode: Tensor | None, tile: int) -> tuple[Tensor, Tensor]:
-    """Quantize x [M, K] (bfloat16 or float16): uint8 [M, K/2], and its swizzled scales as uint8.
+    """Quantize x [M, K] (bfloat16 or float16): uint8 [M, K/2], and its scales as uint8.
 
     NVFP4 with `encode` float32 [1], what x is multiplied by (2688 / amax); MXFP4 without, the scale rounded up. The
-    scales are [round_up(M, tile), round_up(K/group, 4)], in tiles of 128 x 4 or 8 x 4. UsageError for other shapes,
-    dtypes and for cards before Blackwell.
+    scales are [round_up(M, tile), round_up(K/group, 4)], swizzled in tiles of 128 x 4 or 8 x 4, or with LINEAR
+    [M, K/group]. UsageError for other shapes, dtypes and for cards before Blackwell.
     """
     fmt = _check_quantize(x, encode, tile)
     rows = x.view(-1).view(x.shape)  # one row may have any stride, and (1, 1) is taken for column-major
     with current(x.device):
         codes, scales = flashinfer.fp4_quantize(
-            _aligned(rows),
+            aligned(rows),
             encode,
             sf_vec_size=fmt.group_size,
             sf_use_ue8m0=not fmt.has_global_scale,
-            is_sf_swizzled_layout=True,
+            is_sf_swizzled_layout=tile != LINEAR,
             is_sf_8x4_layout=tile == 8,
             is_global_scale_inversed=False,
             backend="cuda",
             nvfp4_4over6=None,
         )
-    return codes, scales
+    return codes, scales.view(torch.uint8).view(_scale_shape(x, fmt, tile))
 
 
 @quantize.register_fake
 def _quantize_fake(x: Tensor, encode: Tensor | None, tile: int) -> tuple[Tensor, Tensor]:
     fmt = _check_quantize(x, encode, tile)
     m, k = x.shape
-    scales = padded_scale_shape(m, k // fmt.group_size, tile)
+    scales = _scale_shape(x, fmt, tile)
     return x.new_empty(m, k // 2, dtype=torch.uint8), x.new_empty(scales, dtype=torch.uint8)
+
+
+def _scale_shape(x: Tensor, fmt: Format, tile: int) -> tuple[int, int]:
+    rows, columns = x.shape[0], x.shape[1] // fmt.group_size
+    return (rows, columns) if tile == LINEAR else padded_scale_shape(rows, columns, tile)
 
 
 @torch.library.custom_op("halfbyte_cuda_blackwell::mm_fp4", mutates_args=())
@@ -145,7 +157,7 @@ def mm_bf16_fp4(x: Tensor, weight: Tensor, scales: Tensor, alpha: Tensor, n: int
     elif scales.ndim == 6:  # CuTe DSL on SM10x takes a view of the swizzled bytes; see weight_only.py
         scales = scales.permute(3, 4, 1, 5, 2, 0)
     with current(x.device):
-        result: Tensor = flashinfer.mm_bf16_fp4(_aligned(x), weight, scales, alpha, backend=backend, out_dtype=x.dtype)
+        result: Tensor = flashinfer.mm_bf16_fp4(aligned(x), weight, scales, alpha, backend=backend, out_dtype=x.dtype)
     return result
 
 
@@ -168,8 +180,8 @@ def _check_quantize(x: Tensor, encode: Tensor | None, tile: int) -> Format:
         )
     if encode is not None:
         _check_scalar("encode", encode, x.device)
-    if tile not in (8, 128):
-        raise UsageError(f"scales are swizzled in tiles of 8 or 128 rows, not {tile}")
+    if tile not in (LINEAR, 8, 128):
+        raise UsageError(f"scales are swizzled in tiles of 8 or 128 rows, or not at all ({LINEAR}); not {tile}")
     return fmt
 
 
@@ -229,7 +241,3 @@ def _check_scalar(name: str, tensor: Tensor, device: torch.device) -> None:
     if tensor.dtype != torch.float32 or tensor.shape != (1,) or tensor.device != device:
         found = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
         raise UsageError(f"{name} is {found}; it must be torch.float32 [1] on {device}")
-
-
-def _aligned(x: Tensor) -> Tensor:
-    return x if x.data_ptr() % _ALIGNMENT == 0 else x.clone()

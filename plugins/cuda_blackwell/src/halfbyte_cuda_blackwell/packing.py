@@ -40,32 +40,10 @@ def float32_on(device: torch.device, values: Tensor) -> Tensor:
 
 def swizzle_128x4(scales: Tensor) -> Tensor:
     """Linear uint8 scales [..., R, C] to [..., round_up(R, 128), round_up(C, 4)] in tiles of 128 rows x 4 columns."""
-    padded = _padded(scales, 128)
+    padded = _padded(scales)
     *lead, rows, columns = padded.shape
     tiles = padded.reshape(*lead, rows // 128, 4, 32, columns // 4, 4)
     return tiles.transpose(-4, -2).reshape(*lead, rows, columns)
-
-
-def swizzle_8x4(scales: Tensor) -> Tensor:
-    """Linear uint8 scales [..., R, C] to [..., round_up(R, 8), round_up(C, 4)] in tiles of 8 rows x 4 columns."""
-    padded = _padded(scales, 8)
-    *lead, rows, columns = padded.shape
-    tiles = padded.reshape(*lead, rows // 8, 8, columns // 4, 4)
-    return tiles.transpose(-3, -2).reshape(*lead, rows, columns)
-
-
-def unswizzle_128x4(swizzled: Tensor, rows: int, columns: int) -> Tensor:
-    """The linear scales [..., rows, columns] of `swizzle_128x4`'s result."""
-    *lead, padded_rows, padded_columns = swizzled.shape
-    tiles = swizzled.reshape(*lead, padded_rows // 128, padded_columns // 4, 32, 4, 4)
-    return tiles.transpose(-4, -2).reshape(*lead, padded_rows, padded_columns)[..., :rows, :columns].contiguous()
-
-
-def unswizzle_8x4(swizzled: Tensor, rows: int, columns: int) -> Tensor:
-    """The linear scales [..., rows, columns] of `swizzle_8x4`'s result."""
-    *lead, padded_rows, padded_columns = swizzled.shape
-    tiles = swizzled.reshape(*lead, padded_rows // 8, padded_columns // 4, 8, 4)
-    return tiles.transpose(-3, -2).reshape(*lead, padded_rows, padded_columns)[..., :rows, :columns].contiguous()
 
 
 def shuffled_rows(matrix: Tensor) -> Tensor:
@@ -81,11 +59,11 @@ def shuffled_rows(matrix: Tensor) -> Tensor:
     return blocks.transpose(-3, -2).reshape(*lead, rows, columns)
 
 
-def _padded(scales: Tensor, tile: int) -> Tensor:
+def _padded(scales: Tensor) -> Tensor:
     if scales.dtype != torch.uint8:
         raise UsageError(f"scales are {scales.dtype} {list(scales.shape)}; give their bytes as torch.uint8")
     *lead, rows, columns = scales.shape
-    shape = padded_scale_shape(rows, columns, tile)
+    shape = padded_scale_shape(rows, columns)
     if shape == (rows, columns):
         return scales
     padded = scales.new_zeros(*lead, *shape)

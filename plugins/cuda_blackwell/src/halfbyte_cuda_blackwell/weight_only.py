@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import flashinfer
 import torch
 from torch import Tensor
@@ -30,11 +32,10 @@ class Bf16Fp4:
         backend = WEIGHT_ONLY[ops.require_capability(device, WEIGHT_ONLY, _ID)]
         if backend == "cudnn":
             library.require_cudnn(library.CUDNN_WEIGHT_ONLY, _ID)
-        scale = torch.ones(1) if matrix.global_scale is None else matrix.global_scale
         weight, scales, alpha = flashinfer.prepare_bf16_fp4_weights(
             matrix.packed.clone(memory_format=torch.contiguous_format),
             swizzle_128x4(scale_bytes(matrix)),
-            float32_on(device, scale),
+            float32_on(device, cast("Tensor", matrix.global_scale)),
             backend=backend,
             block_size=matrix.format.group_size,
         )
