@@ -32,6 +32,8 @@ _STUBS: Final = {
     "libze_loader.so.1": "int stub_of_ze_loader;",
 }
 _INSIDE: Final = "--inside"
+#: Where the calls are that are refused, as the package `xpu`.
+_TESTS: Final = Path(__file__).parents[1] / "tests"
 #: What the loader exits with where a function is missing: the vendor's checks are over.
 _DEVICE_REACHED: Final = 127
 
@@ -53,7 +55,7 @@ def main() -> int:
 
 def run(packages: Path) -> int:
     """Print one line for each operator and the errors; 1 if there was one."""
-    sys.path.insert(0, str(packages))
+    sys.path[:0] = [str(packages), str(_TESTS)]
     sys.setdlopenflags(os.RTLD_LAZY | os.RTLD_GLOBAL)
     import torch
 
@@ -82,7 +84,7 @@ def run(packages: Path) -> int:
     for name, count in sorted(passed.items()):
         print(f"{name}: {count} calls passed the vendor's checks")
     print(f"{problems} problems gave what the conformance kit's oracle expects")
-    print(f"{refused} malformed calls were refused by us before the vendor saw them")
+    print(f"{refused} malformed or unwanted calls were refused by us before the vendor saw them")
     print("\n".join(errors) or "the vendor refused nothing")
     return 1 if errors else 0
 
@@ -123,7 +125,7 @@ def _in_child(action: Callable[[], Any]) -> tuple[int, str]:
 
 
 def run_linear() -> int:
-    """Run xpu.fp4-gemm on problems of every kind; AssertionError where the result is not the oracle's."""
+    """Run xpu.fp4-gemm on problems of every kind; RuntimeError where the result is not the oracle's."""
     import torch
 
     from halfbyte.conformance import data, oracle
@@ -143,7 +145,7 @@ def run_linear() -> int:
         for rows, bias in ((1, None), (3, weights.matrix.bias), (n, weights.matrix.bias), (129, None)):
             x = data.activations(rows, k, dtype)
             expected = oracle.linear(x, replace(weights, matrix=replace(weights.matrix, bias=bias)), rounding)
-            assert errors(kernel.apply(x, packed, bias), expected).within(allowed), f"{n}x{k} {dtype}, {rows} rows"
+            _check(errors(kernel.apply(x, packed, bias), expected).within(allowed), f"{n}x{k} {dtype}, {rows} rows")
             problems += 1
     return problems
 
@@ -173,16 +175,21 @@ def run_experts() -> int:
             ids, shares = data.routing(5, 16, top_k)
             places = torch.arange(16, dtype=torch.int32).flip(0) if top_k == 2 else None
             expected = oracle.experts(x, weights, ids, shares, activation=activation, rounding=None, expert_map=places)
-            assert errors(kernel.apply(x, packed, ids, shares, places), expected).within(allowed), problem
+            _check(errors(kernel.apply(x, packed, ids, shares, places), expected).within(allowed), str(problem))
             problems += 1
     return problems
+
+
+def _check(fine: bool, problem: str) -> None:
+    if not fine:
+        raise RuntimeError(f"{problem}: the result is not the oracle's")
 
 
 def run_refused() -> list[str]:
     """Make the calls that the vendor is known to refuse; return a line for each that it takes, or refuses otherwise."""
     import torch
 
-    from halfbyte_xpu.testing.refused import CALLS
+    from xpu.refused import CALLS
 
     errors, xpu = [], torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
     for text, (op, arguments) in CALLS:
@@ -195,9 +202,9 @@ def run_refused() -> list[str]:
 
 
 def run_malformed(passed: Counter[str]) -> int:
-    """Make calls that the vendor would let through to the device; return how many we refused."""
+    """Make malformed or unwanted calls, most of which the vendor would take; RuntimeError for one not refused by us."""
     from halfbyte.errors import UsageError
-    from halfbyte_xpu.testing.malformed import CALLS
+    from xpu.malformed import CALLS
 
     before = dict(passed)
     for name, call in CALLS.items():
@@ -205,8 +212,9 @@ def run_malformed(passed: Counter[str]) -> int:
             call()
         except UsageError:
             continue
-        raise AssertionError(f"{name} was not refused")
-    assert dict(passed) == before, "a malformed call reached the vendor"
+        raise RuntimeError(f"{name} was not refused")
+    if dict(passed) != before:
+        raise RuntimeError("a malformed call reached the vendor")
     return len(CALLS)
 
 

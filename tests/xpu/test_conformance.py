@@ -22,6 +22,7 @@ FOUND_BY = {
     "swapped-nibbles": [
         ("xpu.fp4-gemm", "test_it_is_right_for_every_number_of_rows"),
         ("xpu.fused-moe", "test_it_is_right_for_every_number_of_tokens"),
+        ("xpu.scaled-mm", "test_it_is_right_for_every_number_of_rows"),
     ],
     "exponents-off-by-one": [("xpu.fp4-gemm", "test_it_is_right_for_every_number_of_rows")],
     "weight-exponents-off-by-one": [
@@ -30,6 +31,14 @@ FOUND_BY = {
     ],
     "round-half-even": [("xpu.fp4-gemm", "test_it_is_right_for_every_number_of_rows")],
     "uint8-experts": [("xpu.fused-moe", "test_it_is_right_for_every_number_of_tokens")],
+    "up-gate": [("xpu.fused-moe", "test_it_is_right_for_every_number_of_tokens")],
+    "experts-scales-transposed": [("xpu.fused-moe", "test_it_is_right_for_every_number_of_tokens")],
+    "dropped-global-scale": [("xpu.scaled-mm", "test_it_is_right_for_every_number_of_rows")],
+    "input-global-scale": [("xpu.scaled-mm", "test_it_is_right_for_every_number_of_rows")],
+    "unshuffled-nibbles": [
+        ("xpu.ipex", "test_it_is_right_for_every_number_of_rows"),
+        ("xpu.ipex", "test_it_is_right_for_every_number_of_tokens"),
+    ],
 }
 
 
@@ -78,7 +87,7 @@ def test_a_kernel_passes_the_whole_kit_over_the_doubles(kernel: str, tmp_path: P
 
 @pytest.mark.parametrize("fault", FOUND_BY)
 def test_a_fault_is_found(fault: str, tmp_path: Path):
-    kernels = [kernel for kernel, _ in FOUND_BY[fault]]
+    kernels = dict.fromkeys(kernel for kernel, _ in FOUND_BY[fault])
     run = run_kit(tmp_path, "xpu_mutants", *kernels, only="every_number", XPU_MUTANT=fault)
     assert run.code == 1, run.output
     for kernel, check in FOUND_BY[fault]:
@@ -86,7 +95,7 @@ def test_a_fault_is_found(fault: str, tmp_path: Path):
 
 
 def test_what_the_faults_are_put_into_passes(tmp_path: Path):
-    kernels = ("xpu.fp4-gemm", "xpu.fused-moe")
+    kernels = ("xpu.fp4-gemm", "xpu.fused-moe", "xpu.scaled-mm", "xpu.ipex")
     run = run_kit(tmp_path, "xpu_mutants", *kernels, only="every_number", XPU_MUTANT="none")
     assert run.code == 0, run.output
     assert all(run.checks("passed", kernel) for kernel in kernels)

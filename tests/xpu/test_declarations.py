@@ -60,10 +60,12 @@ def test_float32_is_refused():
     [
         ("2.8.0", "2.8.0", ["CPU build"]),
         ("2.8.0+cpu", "2.8.0", ["CPU build"]),
-        ("2.8.10+xpu", "2.8.0+xpu", ["no FP4"]),
-        ("2.9.10+xpu", "2.9.0+xpu", []),
+        ("2.8.10+xpu", "2.8.0+xpu", ["too old"]),
+        ("2.9.10+xpu", "2.9.0+xpu", ["too old"]),
+        ("2.10.10+git6d3ba89", "2.10.0+xpu", ["does not say"]),
+        ("2.10.10+cpu", "2.10.0+cpu", ["CPU build"]),
         ("2.10.10+xpu", "2.10.0+xpu", []),
-        ("2.9.10+xpu", "2.13.0+xpu", ["cannot be imported"]),
+        ("2.10.10+xpu", "2.13.0+xpu", ["cannot be imported"]),
         ("2.8.0", "2.13.0+cpu", ["CPU build", "cannot be imported"]),
     ],
 )

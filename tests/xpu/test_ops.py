@@ -1,6 +1,8 @@
 """Our two custom operators over the double: bits, shapes, refusals, fakes, and what compiles them."""
 
 import json
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -11,21 +13,21 @@ from halfbyte import numerics
 from halfbyte.conformance import data
 from halfbyte.errors import PluginError
 from halfbyte.formats import MXFP4
-from halfbyte.kernels import Packed
+from halfbyte.kernels import Packed, load_kernel
 from halfbyte.ops import register
-from halfbyte.schemes import MXFP4_W4A4
-from halfbyte_xpu import ops
-from halfbyte_xpu.testing import refused, vllm_experts, vllm_linear
-from halfbyte_xpu.testing.malformed import CALLS
+from halfbyte.schemes import MXFP4_W4A4, SCHEMES
+from halfbyte.specs import KernelSpec
+from halfbyte_xpu.plugin import halfbyte_kernels
+from halfbyte_xpu.testing import vllm_experts, vllm_linear
 from halfbyte_xpu.testing.vllm import HOMES
-from halfbyte_xpu.vllm_kernels import library, schemas
+from halfbyte_xpu.vllm_kernels import library, ops, schemas
 from halfbyte_xpu.vllm_kernels.linear import Fp4Gemm
-from halfbyte_xpu.vllm_kernels.specs import SPECS
+from xpu import refused
+from xpu.malformed import CALLS
 
 pytestmark = pytest.mark.usefixtures("doubles")
 
 DTYPES = [torch.bfloat16, torch.float16]
-GEMM = SPECS[0]
 #: E8M0 code of 2**-33, the least scale.
 FLOOR = 94
 
@@ -139,18 +141,45 @@ def test_fakes_on_an_xpu_have_shape_dtype_and_device(lead: tuple[int, ...], dtyp
     assert (y.shape, y.dtype, y.device.type) == ((*lead, 16), dtype, "xpu")
 
 
-def test_a_module_traces_on_an_xpu_that_is_not_there():
+def on_xpu(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="xpu")
+
+
+DECLARED = [
+    pytest.param(spec, getattr(torch, name), id=f"{spec.id}-{spec.op}-{name}")
+    for spec in halfbyte_kernels()
+    for name in spec.dtypes
+]
+
+
+@pytest.mark.parametrize(("spec", "dtype"), DECLARED)
+def test_every_kernel_traces_on_an_xpu_that_is_not_there(spec: KernelSpec, dtype: torch.dtype):
+    kernel = load_kernel(spec)
+    for scheme in (SCHEMES[name] for name in spec.schemes):
+        if spec.op == "linear":
+            weights = data.linear_weights(scheme, 16, 64, dtype=dtype)
+            problem, routing = weights.problem(dtype), ()
+        else:
+            weights = data.experts_weights(scheme, 4, 64, 32, dtype=dtype)
+            problem, routing = weights.problem(dtype, top_k=2, activation="silu"), data.routing(5, 4, 2)
+        prepared = kernel.prepare(weights, problem)
+        key = register(spec, kernel, Packed(problem, prepared))
+        with FakeTensorMode():
+            packed, rest = [on_xpu(tensor) for tensor in prepared.values()], [on_xpu(tensor) for tensor in routing]
+            x = torch.empty(5, 64, dtype=dtype, device="xpu")
+            y = getattr(torch.ops.halfbyte, spec.op)(x, packed, *rest, None, key)
+        expected = (5, 16 if spec.op == "linear" else 64)
+        assert (y.shape, y.dtype, y.device.type) == (expected, dtype, "xpu")
+
+
+def test_what_is_inside_fp4_gemm_traces_too():
     weights = data.linear_weights(MXFP4_W4A4, 16, 64, dtype=torch.bfloat16)
     kernel, problem = Fp4Gemm(), weights.problem(torch.bfloat16)
     prepared = kernel.prepare(weights, problem)
-    key = register(GEMM, kernel, Packed(problem, prepared))
     with FakeTensorMode():
-        packed = [torch.empty(tensor.shape, dtype=tensor.dtype, device="xpu") for tensor in prepared.values()]
-        x = torch.empty(5, 64, dtype=torch.bfloat16, device="xpu")
-        y = torch.ops.halfbyte.linear(x, packed, None, key)
-        inside = kernel.apply(x, Packed(problem, dict(zip(prepared, packed, strict=True))), None)
-    for result in (y, inside):
-        assert (result.shape, result.dtype, result.device.type) == ((5, 16), torch.bfloat16, "xpu")
+        packed = Packed(problem, {name: on_xpu(tensor) for name, tensor in prepared.items()})
+        y = kernel.apply(torch.empty(5, 64, dtype=torch.bfloat16, device="xpu"), packed, None)
+    assert (y.shape, y.dtype, y.device.type) == ((5, 16), torch.bfloat16, "xpu")
 
 
 @pytest.mark.parametrize("shape", [(4, 64), (2, 3, 64), (0, 64)])
@@ -201,6 +230,20 @@ def test_schemas_are_the_ones_read_out_of_the_wheel(op: schemas.Op):
     assert op.schema == text
     registered = getattr(getattr(torch.ops, op.library), op.name).default._schema
     assert registered == torch._C.parse_schema(f"{op.library}::{text}")
+
+
+def test_an_installed_wheel_of_the_pinned_version_has_those_bytes_and_schemas():
+    version = WHEEL["wheel"].split("-")[1]
+    try:
+        wheel = distribution(schemas.DISTRIBUTION)
+    except PackageNotFoundError:
+        pytest.skip(f"vllm-xpu-kernels {version} is not installed")
+    if wheel.version != version:
+        pytest.skip(f"vllm-xpu-kernels is {wheel.version}, not {version}")
+    files = {name: Path(str(wheel.locate_file(f"{schemas.PACKAGE}/{name}"))) for name in WHEEL["sha256"]}
+    assert {name: sha256(file.read_bytes()).hexdigest() for name, file in files.items()} == WHEEL["sha256"]
+    for op in (*schemas.LINEAR_OPS, *schemas.EXPERTS_OPS):
+        assert schemas.read_schema(files[f"{op.library}.abi3.so"], op.name) == WHEEL["schemas"][str(op)]
 
 
 def test_another_schema_is_an_error_when_the_library_is_loaded(monkeypatch):

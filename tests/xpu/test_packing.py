@@ -84,7 +84,7 @@ def with_scale(code: int, *, zero: bool = False):
     return replace(weights, down=replace(weights.down, scales=scales, packed=packed))
 
 
-@pytest.mark.parametrize(("code", "fits"), [(102, False), (103, True), (140, True), (141, False)])
+@pytest.mark.parametrize(("code", "fits"), [(103, False), (104, True), (140, True), (141, False)])
 def test_scales_that_float16_has_not_are_refused(code: int, fits: bool):
     weights = with_scale(code)
     problem = weights.problem(torch.float16, top_k=1, activation="silu")
@@ -143,10 +143,14 @@ def test_variables_that_change_what_the_library_computes_are_refused(variable: s
     problem = weights.problem(torch.bfloat16, top_k=1, activation="silu")
     kernel = experts.FusedMoe()
     monkeypatch.setenv(variable, "0")
-    kernel.prepare(weights, problem)
+    packed = Packed(problem, kernel.prepare(weights, problem))
+    x, (ids, shares) = data.activations(3, 32, torch.bfloat16), data.routing(3, 2, 1)
+    kernel.apply(x, packed, ids, shares)
     monkeypatch.setenv(variable, "1")
     with pytest.raises(UsageError, match=variable):
         kernel.prepare(weights, problem)
+    with pytest.raises(UsageError, match=variable):
+        kernel.apply(x, packed, ids, shares)
 
 
 def test_a_device_that_is_neither_xe2_nor_xe3_is_refused(monkeypatch, doubles):
@@ -165,6 +169,22 @@ def test_float32_activations_never_reach_the_library(doubles):
     packed = Packed(problem, kernel.prepare(weights, problem))
     with pytest.raises(UsageError, match="float32"):
         kernel.apply(torch.ones(1, 32), packed, torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, 1))
+
+
+def test_more_elements_than_the_library_can_count_are_refused(doubles):
+    weights = data.experts_weights(MXFP4_W4A16, 2, 64, 32, dtype=torch.bfloat16)
+    problem = weights.problem(torch.bfloat16, top_k=2, activation="silu")
+    kernel = experts.FusedMoe()
+    packed = Packed(problem, kernel.prepare(weights, problem))
+    tokens = 2**31 // (2 * 64)
+    for many, refused in ((tokens, True), (tokens - 1, False)):
+        x, ids, shares = (
+            torch.empty(many, width, dtype=dtype, device="meta")
+            for width, dtype in ((64, torch.bfloat16), (2, torch.int32), (2, torch.float32))
+        )
+        with pytest.raises(UsageError if refused else NotImplementedError) as error:
+            kernel.apply(x, packed, ids, shares)
+        assert (f"at most {tokens - 1} tokens" in str(error.value)) == refused
 
 
 def test_the_library_never_rewrites_prepared_weights(doubles):

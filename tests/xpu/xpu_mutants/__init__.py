@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+from halfbyte_xpu.ipex import packing as ipex_packing
 from halfbyte_xpu.testing import double_environment, numbers, vllm_experts, vllm_linear
+from halfbyte_xpu.torch_xpu import linear as scaled_mm
 from halfbyte_xpu.vllm_kernels import experts, linear, packing
 
 if TYPE_CHECKING:
@@ -61,8 +64,9 @@ def swapped_nibbles() -> None:
             for name, tensor in tensors.items()
         }
 
-    right, right_experts = packing.pack_linear, packing.pack_experts
+    right, right_experts, right_scaled = packing.pack_linear, packing.pack_experts, scaled_mm.pack_linear
     put(linear, pack_linear=lambda matrix: swapped(right(matrix)))
+    put(scaled_mm, pack_linear=lambda matrix, scheme: swapped(right_scaled(matrix, scheme)))
     put(experts, pack_experts=lambda weights, problem: swapped(right_experts(weights, problem)))
 
 
@@ -94,6 +98,54 @@ def uint8_experts() -> None:
     put(experts, _fp4=lambda packed: packed)
 
 
+def up_gate() -> None:
+    """Rows of up before those of gate; the matrix has the same shape."""
+    right = packing.pack_experts
+
+    def pack(weights, problem):
+        return right(weights if weights.gate is None else replace(weights, gate=weights.up, up=weights.gate), problem)
+
+    put(experts, pack_experts=pack)
+
+
+def experts_scales_transposed() -> None:
+    """Each expert's scales in the order that fp4_gemm takes; the shape stays."""
+    right = packing.pack_experts
+
+    def transposed(name, tensor):
+        return tensor.transpose(-1, -2).reshape(tensor.shape) if name.endswith("_scales") else tensor
+
+    def pack(weights, problem):
+        return {name: transposed(name, tensor) for name, tensor in right(weights, problem).items()}
+
+    put(experts, pack_experts=pack)
+
+
+def change_scaled_mm(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Change one of the tensors that xpu.scaled-mm prepares, where it has it."""
+    right = scaled_mm.pack_linear
+
+    def pack(matrix, scheme):
+        tensors = right(matrix, scheme)
+        return tensors | {own: change(tensors[own]) for own in tensors if own == name}
+
+    put(scaled_mm, pack_linear=pack)
+
+
+def dropped_global_scale() -> None:
+    """Of the weights."""
+    change_scaled_mm("global_scale", torch.ones_like)
+
+
+def input_global_scale() -> None:
+    """Five percent too much: as large as a wrong rounding of a scale."""
+    change_scaled_mm("x_global_scale", lambda scale: scale * 1.05)
+
+
+def unshuffled_nibbles() -> None:
+    ipex_packing.NIBBLES = tuple(range(8))
+
+
 MUTANTS = {
     "none": lambda: None,
     "zeros": zeros,
@@ -104,4 +156,9 @@ MUTANTS = {
     "weight-exponents-off-by-one": weight_exponents_off_by_one,
     "round-half-even": round_half_even,
     "uint8-experts": uint8_experts,
+    "up-gate": up_gate,
+    "experts-scales-transposed": experts_scales_transposed,
+    "dropped-global-scale": dropped_global_scale,
+    "input-global-scale": input_global_scale,
+    "unshuffled-nibbles": unshuffled_nibbles,
 }

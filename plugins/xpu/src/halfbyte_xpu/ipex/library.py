@@ -36,7 +36,7 @@ def load(name: str) -> None:
     if not hasattr(torch.ops.torch_ipex, name):
         raise PluginError(
             f"{DISTRIBUTION} {version} registers no torch_ipex::{name}, which builds for Intel "
-            "GPUs have from 2.9.10; set HALFBYTE_DENY=xpu.ipex"
+            "GPUs have in 2.10.10; set HALFBYTE_DENY=xpu.ipex"
         )
 
 

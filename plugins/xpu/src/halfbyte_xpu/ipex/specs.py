@@ -14,10 +14,13 @@ from halfbyte_xpu.devices import NO_XETLA, without_fp4
 from halfbyte_xpu.known_bad import KNOWN_BAD
 
 DISTRIBUTION: Final = "intel-extension-for-pytorch"
-#: The first release with MXFP4: https://github.com/intel/intel-extension-for-pytorch, tag v2.9.10+xpu.
-_FIRST: Final = Version("2.9.10")
+#: The only release with MXFP4 that is for a torch with which halfbyte runs (2.10), and its last:
+#: https://github.com/intel/intel-extension-for-pytorch, tag v2.10.10+xpu.
+_FIRST: Final = Version("2.10.10")
+_BUILD: Final = "build it with IPEX_VERSION=2.10.10+xpu"
 _INSTALL: Final = (
-    "build intel-extension-for-pytorch v2.9.10+xpu or v2.10.10+xpu from source: no wheel of either was published"
+    "build intel-extension-for-pytorch v2.10.10+xpu from source with IPEX_VERSION=2.10.10+xpu set: no wheel of it was "
+    "published, and without that variable the build is named after a commit"
 )
 _ACTIVATIONS: Final = ("silu", "gelu_tanh", "swigluoai", "relu2")
 
@@ -25,10 +28,13 @@ _ACTIVATIONS: Final = ("silu", "gelu_tanh", "swigluoai", "relu2")
 def mismatches(ipex: str, torch: str | None) -> list[str]:
     """Why this build has no FP4 or would not load beside this torch (None: not known); versions with local tags."""
     own, found = Version(ipex), []
-    if not (own.local or "").startswith("xpu"):
-        found.append(f"{DISTRIBUTION} {ipex} is a CPU build, which has no FP4: only +xpu builds from {_FIRST} have it")
+    tag = own.local or "cpu"
+    if tag.startswith("cpu"):
+        found.append(f"{DISTRIBUTION} {ipex} is a CPU build, which has no FP4")
+    elif not tag.startswith("xpu"):
+        found.append(f"{DISTRIBUTION} {ipex}: its version does not say that it was built for Intel GPUs; {_BUILD}")
     elif own < _FIRST:
-        found.append(f"{DISTRIBUTION} {ipex} has no FP4: MXFP4 came with {_FIRST}+xpu")
+        found.append(f"{DISTRIBUTION} {ipex} is too old: FP4 beside a torch that halfbyte runs with needs {_FIRST}+xpu")
     if torch is not None and Version(torch).release[:2] != own.release[:2]:
         needed = ".".join(map(str, own.release[:2]))
         found.append(f"{DISTRIBUTION} {ipex} cannot be imported beside torch {torch}: it needs torch {needed}")
@@ -49,7 +55,7 @@ SPECS: Final = tuple(
         target=f"halfbyte_xpu.ipex.{op}:{name}",
         # Its FP4 kernels are of XeTLA, which nothing says was ever built for Panther Lake.
         devices=("xpu-pvc", "xpu-bmg", "xpu-lnl"),
-        requires=(f"{DISTRIBUTION}>={_FIRST}", "torch>=2.9"),
+        requires=(f"{DISTRIBUTION}>={_FIRST}", "torch>=2.10"),
         install=_INSTALL,
         schemes={"mxfp4-w4a16": Fidelity.NATIVE, "mxfp4-w4a4": Fidelity.WEIGHT_ONLY},
         dtypes=("bfloat16",),

@@ -30,8 +30,8 @@ def grouped_gemm(
 ) -> Tensor:
     """Write D: rows of A by expert, times weights rounded to A's dtype. What is not computed is NaN."""
     check(n % 8 == 0, "N must be a multiple of 8")
-    check(a_scale is None and b_scale is not None and b.dtype == torch.float4_e2m1fn_x2, "strict: not the MXFP4 recipe")
-    assert b_scale is not None  # noqa: S101 - checked in the line before
+    if a_scale is not None or b_scale is None or b.dtype != torch.float4_e2m1fn_x2:
+        raise RuntimeError("strict: not the MXFP4 recipe")
     check(all(t.is_contiguous() for t in (a, b, b_scale, d)), "tensors must be contiguous")
     check(tuple(b.shape) == (num_experts, n, k // 2), f"ptr_B is {list(b.shape)}")
     check(tuple(b_scale.shape) == (num_experts, n, k // 32), f"ptr_scales is {list(b_scale.shape)}")

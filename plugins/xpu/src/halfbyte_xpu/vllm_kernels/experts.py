@@ -41,10 +41,15 @@ class FusedMoe:
     def apply(
         self, x: Tensor, packed: Packed, topk_ids: Tensor, topk_weights: Tensor, expert_map: Tensor | None = None
     ) -> Tensor:
-        """Return y [T, H]; routing weights are applied in float32 to outputs rounded to x's dtype."""
+        """Return y [T, H]; routing weights are applied in float32 to outputs rounded to x's dtype.
+
+        UsageError for x in another dtype or with more elements than the library can count, and as in `prepare`.
+        """
+        check_environment()
         problem = cast("ExpertsProblem", packed.problem)
         if x.dtype not in _DTYPES:  # the library would launch nothing, and return what was in memory
             raise UsageError(f"x is {dtype_name(x.dtype)} {list(x.shape)}; xpu.fused-moe takes bfloat16 or float16")
+        _check_size(x, problem.top_k)
         # It keeps the weights as they are, and takes the number of global experts from the map it is made with.
         experts = self._library.XpuFusedMoe(
             w13=_fp4(packed["w13"]),
@@ -61,6 +66,16 @@ class FusedMoe:
         y = torch.empty_like(x)
         experts.apply(y, x, topk_weights, topk_ids, expert_map)
         return y
+
+
+def _check_size(x: Tensor, top_k: int) -> None:
+    """moe_gather computes offsets into the routed rows [T * top_k, H] in int32, and would read elsewhere."""
+    tokens, hidden = x.shape
+    if tokens * top_k * hidden >= 2**31:
+        raise UsageError(
+            f"x is {list(x.shape)}, with {top_k} experts for each token; xpu.fused-moe counts tokens x experts x "
+            f"hidden size in 32 bits; run at most {(2**31 - 1) // (top_k * hidden)} tokens at once"
+        )
 
 
 def _fp4(packed: Tensor) -> Tensor:

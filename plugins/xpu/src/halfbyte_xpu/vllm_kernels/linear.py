@@ -7,7 +7,7 @@ from torch import Tensor
 from halfbyte.kernels import Packed
 from halfbyte.problems import LinearProblem
 from halfbyte.weights import LinearWeights
-from halfbyte_xpu import ops
+from halfbyte_xpu.vllm_kernels import ops
 from halfbyte_xpu.vllm_kernels.library import load
 from halfbyte_xpu.vllm_kernels.packing import pack_linear
 from halfbyte_xpu.vllm_kernels.schemas import LINEAR_OPS

@@ -10,8 +10,9 @@ from halfbyte.matrix import Matrix
 from halfbyte.problems import ExpertsProblem
 from halfbyte.weights import ExpertsWeights, dtype_name
 
-#: E8M0 codes that do for float16: from its least number, 2**-24, to the last whose product with 6 is finite, 2**13.
-_FLOAT16_CODES = (127 - 24, 127 + 13)
+#: E8M0 codes that do for float16: from the last whose product with 0.5 it has, 2**-23, to the last
+#: whose product with 6 is finite, 2**13.
+_FLOAT16_CODES = (127 - 23, 127 + 13)
 
 
 def pack_linear(matrix: Matrix) -> dict[str, Tensor]:
@@ -31,13 +32,18 @@ def pack_experts(weights: ExpertsWeights, problem: ExpertsProblem) -> dict[str, 
     dtype: torch.dtype = getattr(torch, problem.dtype)
     first = weights.fused_gate_up("interleaved" if problem.activation == "swigluoai" else "gate-up")
     tensors: dict[str, Tensor] = {}
-    for name, matrix in (("w13", first), ("w2", weights.down)):
+    # Gate and up were copied where they were fused; what is the checkpoint's own must not be shared.
+    for name, matrix, copied in (("w13", first, weights.gate is not None), ("w2", weights.down, False)):
         _check_scales(matrix, dtype)
-        tensors[name] = matrix.packed.clone(memory_format=torch.contiguous_format)
-        tensors[f"{name}_scales"] = matrix.scales.clone(memory_format=torch.contiguous_format)
+        tensors[name] = _own(matrix.packed, copied)
+        tensors[f"{name}_scales"] = _own(matrix.scales, copied)
         if matrix.bias is not None:
             tensors[f"{name}_bias"] = matrix.bias.detach().to(dtype, copy=True).contiguous()
     return tensors
+
+
+def _own(tensor: Tensor, copied: bool) -> Tensor:
+    return tensor.contiguous() if copied else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _check_scales(matrix: Matrix, dtype: torch.dtype) -> None:
@@ -48,7 +54,8 @@ def _check_scales(matrix: Matrix, dtype: torch.dtype) -> None:
     bad = ((matrix.scales < low) | (matrix.scales > high)) & beside_values
     if bool(bad.any()):
         code = int(matrix.scales[bad][0])
+        effect = "half of it becomes zero" if code < low else "six times it becomes infinite"
         raise CheckpointError(
             f"{matrix.name}: a block scale is 2**{code - 127}; the kernel xpu.fused-moe rounds scales and weights to "
-            f"{dtype_name(dtype)}, where that becomes {'zero' if code < low else 'infinite'}; run the model in bfloat16"
+            f"{dtype_name(dtype)}, where {effect}; run the model in bfloat16"
         )

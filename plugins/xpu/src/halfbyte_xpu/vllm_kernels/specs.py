@@ -19,12 +19,12 @@ _REQUIRES: Final = ("vllm-xpu-kernels>=0.1.12",)
 _INSTALL: Final = "pip install 'halfbyte[xpu]', with the XPU build of torch that vllm-xpu-kernels was compiled for"
 
 
-def _linear_check(problem: Problem, machine: Machine) -> list[Refusal]:
-    return [*without_fp4(machine), *_wheel_refusals(problem, machine, schemas.LINEAR_OPS)]
+def _linear_check(problem: Problem, machine: Machine) -> list[Refusal]:  # noqa: ARG001 - what a check is called with
+    return [*without_fp4(machine), *_wheel_refusals(machine, schemas.LINEAR_OPS)]
 
 
 def _experts_check(problem: Problem, machine: Machine) -> list[Refusal]:
-    refusals = [*without_fp4(machine), *_wheel_refusals(problem, machine, schemas.EXPERTS_OPS)]
+    refusals = [*without_fp4(machine), *_wheel_refusals(machine, schemas.EXPERTS_OPS)]
     if isinstance(problem, ExpertsProblem):
         if problem.top_k not in TOP_K:
             sizes = ", ".join(map(str, TOP_K))
@@ -35,12 +35,12 @@ def _experts_check(problem: Problem, machine: Machine) -> list[Refusal]:
     return refusals
 
 
-def _wheel_refusals(problem: Problem, machine: Machine, ops: tuple[schemas.Op, ...]) -> list[Refusal]:
+def _wheel_refusals(machine: Machine, ops: tuple[schemas.Op, ...]) -> list[Refusal]:
     version = dict(machine.packages or ()).get(schemas.DISTRIBUTION)
     if version is None:
         return []
     return [
-        Refusal(Code.PACKAGE_VERSION, f"{schemas.DISTRIBUTION} {version}: {fault}; asked for {problem}", _INSTALL)
+        Refusal(Code.PACKAGE_VERSION, f"{schemas.DISTRIBUTION} {version}: {fault}", _INSTALL)
         for fault in schemas.faults(ops, version)
     ]
 

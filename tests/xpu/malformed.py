@@ -1,4 +1,4 @@
-"""Calls that have to be refused before the vendor's code sees them: it would take them to the device."""
+"""Malformed or unwanted calls, to be refused before the vendor's code sees them: it would take most to the device."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from halfbyte_xpu import ops
+from halfbyte_xpu.vllm_kernels import ops
 
 
 def _bytes(*shape: int) -> Tensor:
