@@ -4,6 +4,7 @@ import json
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -156,9 +157,11 @@ DECLARED = [
 def test_every_kernel_traces_on_an_xpu_that_is_not_there(spec: KernelSpec, dtype: torch.dtype):
     kernel = load_kernel(spec)
     for scheme in (SCHEMES[name] for name in spec.schemes):
+        weights: Any
+        routing: tuple[torch.Tensor, ...] = ()
         if spec.op == "linear":
             weights = data.linear_weights(scheme, 16, 64, dtype=dtype)
-            problem, routing = weights.problem(dtype), ()
+            problem = weights.problem(dtype)
         else:
             weights = data.experts_weights(scheme, 4, 64, 32, dtype=dtype)
             problem, routing = weights.problem(dtype, top_k=2, activation="silu"), data.routing(5, 4, 2)

@@ -12,6 +12,7 @@ import torch
 from halfbyte_xpu.ipex import packing as ipex_packing
 from halfbyte_xpu.testing import double_environment, numbers, vllm_experts, vllm_linear
 from halfbyte_xpu.torch_xpu import linear as scaled_mm
+from halfbyte_xpu.torch_xpu import packing as scaled_packing
 from halfbyte_xpu.vllm_kernels import experts, linear, packing
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ def kernel_environment() -> Environment:
     return environment
 
 
-def put(module: ModuleType, **functions: Callable[..., Any]) -> None:
-    """Put functions into a module in the place of its own."""
-    vars(module).update(functions)
+def put(module: ModuleType, **own: Any) -> None:
+    """Put functions or values into a module in the place of its own."""
+    vars(module).update(own)
 
 
 def zeros() -> None:
@@ -64,7 +65,7 @@ def swapped_nibbles() -> None:
             for name, tensor in tensors.items()
         }
 
-    right, right_experts, right_scaled = packing.pack_linear, packing.pack_experts, scaled_mm.pack_linear
+    right, right_experts, right_scaled = packing.pack_linear, packing.pack_experts, scaled_packing.pack_linear
     put(linear, pack_linear=lambda matrix: swapped(right(matrix)))
     put(scaled_mm, pack_linear=lambda matrix, scheme: swapped(right_scaled(matrix, scheme)))
     put(experts, pack_experts=lambda weights, problem: swapped(right_experts(weights, problem)))
@@ -123,7 +124,7 @@ def experts_scales_transposed() -> None:
 
 def change_scaled_mm(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Change one of the tensors that xpu.scaled-mm prepares, where it has it."""
-    right = scaled_mm.pack_linear
+    right = scaled_packing.pack_linear
 
     def pack(matrix, scheme):
         tensors = right(matrix, scheme)
@@ -143,7 +144,7 @@ def input_global_scale() -> None:
 
 
 def unshuffled_nibbles() -> None:
-    ipex_packing.NIBBLES = tuple(range(8))
+    put(ipex_packing, NIBBLES=tuple(range(8)))
 
 
 MUTANTS = {
