@@ -184,22 +184,6 @@ __device__ __forceinline__ void finish(const Args& g, const Item& item, const fl
   }
 }
 
-// The A fragments of 32 columns of K: codes from half of a thread's 16 bytes, scales for columns 32 * c of the unit.
-__device__ __forceinline__ void fragments(u32 w0, u32 w1, const uint4& sc, int c, int r, u32 base, u32 (&a0)[4],
-                                          u32 (&a1)[4]) {
-  decode(w0, w1, a0, a1);
-#if FMT == 0
-  const u32 sw = c == 0 ? sc.x : c == 1 ? sc.y : c == 2 ? sc.z : sc.w;
-  const u32 s0 = scales(sw, 0, base), s1 = scales(sw, 1, base);
-#else
-  const u32 sw = r ? (c / 2 ? sc.w : sc.z) : (c / 2 ? sc.y : sc.x);
-  const u32 s0 = scales(sw, c % 2, base), s1 = s0;
-#endif
-  const u32 s0l = low2(s0), s0h = high2(s0), s1l = low2(s1), s1h = high2(s1);
-  a0[0] = mul2(a0[0], s0l); a0[1] = mul2(a0[1], s0h); a0[2] = mul2(a0[2], s0l); a0[3] = mul2(a0[3], s0h);
-  a1[0] = mul2(a1[0], s1l); a1[1] = mul2(a1[1], s1h); a1[2] = mul2(a1[2], s1l); a1[3] = mul2(a1[3], s1h);
-}
-
 // 64 columns of K, by the narrowest matrix instructions that hold all rows: between LOW and HIGH tokens wide. `x` is the
 // low half of a descriptor. The branches are here and not around the loop because the accumulators must stay where they
 // are: else ptxas lets no two matrix instructions overlap.

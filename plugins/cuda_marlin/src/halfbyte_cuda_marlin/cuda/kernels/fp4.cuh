@@ -61,6 +61,22 @@ __device__ __forceinline__ u32 mul2(u32 a, u32 b) {
 #endif
   return d;
 }
+// The A fragments of 32 columns of K, scaled: codes from half of a thread's 16 bytes, scales of the columns from 32 * c of
+// the unit on; r: which 16 rows of it.
+__device__ __forceinline__ void fragments(u32 w0, u32 w1, const uint4& sc, int c, int r, u32 base, u32 (&a0)[4],
+                                          u32 (&a1)[4]) {
+  decode(w0, w1, a0, a1);
+#if FMT == 0
+  const u32 sw = c == 0 ? sc.x : c == 1 ? sc.y : c == 2 ? sc.z : sc.w;
+  const u32 s0 = scales(sw, 0, base), s1 = scales(sw, 1, base);
+#else
+  const u32 sw = r ? (c / 2 ? sc.w : sc.z) : (c / 2 ? sc.y : sc.x);
+  const u32 s0 = scales(sw, c % 2, base), s1 = s0;
+#endif
+  const u32 s0l = low2(s0), s0h = high2(s0), s1l = low2(s1), s1h = high2(s1);
+  a0[0] = mul2(a0[0], s0l); a0[1] = mul2(a0[1], s0h); a0[2] = mul2(a0[2], s0l); a0[3] = mul2(a0[3], s0h);
+  a1[0] = mul2(a1[0], s1l); a1[1] = mul2(a1[1], s1h); a1[2] = mul2(a1[2], s1l); a1[3] = mul2(a1[3], s1h);
+}
 __device__ __forceinline__ float to_float(u16 v) {
 #if BF16
   return __uint_as_float((u32)v << 16);

@@ -98,17 +98,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 128, 1)
         u32(&a1)[4] = a[c % 2][1];
         asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
         if (c == 1 && before >= 0) release(before);   // all that read the previous stage is done
-        decode(c % 2 ? q.z : q.x, c % 2 ? q.w : q.y, a0, a1);
-#if FMT == 0
-        const u32 sw = c == 0 ? sc.x : c == 1 ? sc.y : c == 2 ? sc.z : sc.w;
-        const u32 s0 = scales(sw, 0, base), s1 = scales(sw, 1, base);
-#else
-        const u32 sw = r ? (c / 2 ? sc.w : sc.z) : (c / 2 ? sc.y : sc.x);
-        const u32 s0 = scales(sw, c % 2, base), s1 = s0;
-#endif
-        const u32 s0l = low2(s0), s0h = high2(s0), s1l = low2(s1), s1h = high2(s1);
-        a0[0] = mul2(a0[0], s0l); a0[1] = mul2(a0[1], s0h); a0[2] = mul2(a0[2], s0l); a0[3] = mul2(a0[3], s0h);
-        a1[0] = mul2(a1[0], s1l); a1[1] = mul2(a1[1], s1h); a1[2] = mul2(a1[2], s1l); a1[3] = mul2(a1[3], s1h);
+        fragments(c % 2 ? q.z : q.x, c % 2 ? q.w : q.y, sc, c, r, base, a0, a1);
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
         const u64 desc = desc0 + (c / 2) * (NTOK * 128 / 16) + (c % 2) * 4;
         wgmma(acc, a0, desc, before >= 0 || c > 0);
