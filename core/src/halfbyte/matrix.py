@@ -69,8 +69,11 @@ class Matrix:
 
     def to(self, device: torch.device | str) -> Matrix:
         """The same matrix with packed values, scales and bias on `device`; global scales stay on the CPU."""
+        packed, scales = self.packed.to(device), self.scales.to(device)
         bias = None if self.bias is None else self.bias.to(device)
-        return replace(self, packed=self.packed.to(device), scales=self.scales.to(device), bias=bias)
+        if packed is self.packed and scales is self.scales and bias is self.bias:
+            return self
+        return replace(self, packed=packed, scales=scales, bias=bias)
 
     def padded(self, n: int, k: int) -> Matrix:
         """The same matrix with zero rows and columns appended up to [n, k]; the codes are zero, so the result is."""

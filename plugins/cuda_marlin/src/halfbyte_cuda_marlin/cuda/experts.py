@@ -24,7 +24,7 @@ from halfbyte_cuda_marlin.cuda.packing import CODE_BYTES, UNIT_COLUMNS, UNIT_ROW
 #: The numbers that experts.cuh gives the activation functions.
 ACTIVATIONS: Final = {"silu": 1, "gelu_tanh": 2, "swigluoai": 3, "relu2": 4}
 #: Rows that an expert has on average from which on the kernel for many rows is faster.
-_MANY: Final = 8
+_MANY: Final = 11
 #: Slots that need no sorting, at most.
 _ALONE: Final = 32
 #: The kernels load 16 bytes at a time.
@@ -44,7 +44,7 @@ class MarlinCudaExperts:
         with torch.cuda.device(weights.up.packed.device):
             arch = card(weights.up.packed.device.index or 0).arch
             tensors = pack_experts(weights, dtype, functools.partial(pack_codes_on_card, arch=arch))
-            _load_all(problem, tensors["first"].device)
+            _load_all(tensors["first"].device, _act(problem), **_kinds(problem))
         return tensors
 
     def apply(
@@ -142,9 +142,9 @@ def _run(
     return y
 
 
-def _load_all(problem: ExpertsProblem, device: torch.device) -> None:
+@functools.cache
+def _load_all(device: torch.device, act: int, **kinds: bool) -> None:
     """Compile, side by side, and load every kernel that any call can need: a call may be captured in a graph."""
-    kinds, act = _kinds(problem), _act(problem)
     small = [(own, *kind) for own in experts_small.KINDS for kind in ((act, True), (0, False))]
     wide = [
         (experts_wide.Plan(rows, shape.groups, shape.stages, shape.buffers, 1, 1, 0), kind)

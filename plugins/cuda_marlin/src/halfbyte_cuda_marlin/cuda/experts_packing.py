@@ -19,7 +19,7 @@ from halfbyte_cuda_marlin.cuda.packing import UNIT_ROWS, empty_units, pack_scale
 #: Rows of one projection that follow each other in the first stack.
 RUN: Final = 8
 #: Bytes of packed values that are rearranged at a time, unless those of one expert are more.
-_SLICE_BYTES: Final = 1 << 25
+_SLICE_BYTES: Final = 1 << 26
 
 #: Fills in the codes of units, as `packing.pack_codes` does.
 PackCodes = Callable[[Matrix, torch.dtype, Tensor], None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
 import torch
@@ -40,8 +41,7 @@ class MarlinCuda:
             units = empty_units(matrix)
             pack_codes_on_card(matrix, dtype, units, card(device.index or 0, self._arch).arch)
             rows = pack_scales(matrix, dtype, units)
-            for m in paths.EVERY_KERNEL:
-                paths.path((m, problem.n, problem.k), units.shape, dtype, device, self._arch)
+            _load_all(problem.n, problem.k, tuple(units.shape), dtype, device, self._arch)
         return {"units": units, "rows": rows}
 
     def apply(self, x: Tensor, packed: Packed, bias: Tensor | None) -> Tensor:
@@ -59,3 +59,12 @@ class MarlinCuda:
             with torch.cuda.device(device):
                 run(x, units, rows, bias, y)
         return y
+
+
+@functools.cache
+def _load_all(
+    n: int, k: int, units: tuple[int, int, int], dtype: torch.dtype, device: torch.device, arch: str | None
+) -> None:
+    """Compile and load every kernel that any call of layers of this size can need: it may be captured in a graph."""
+    for m in paths.EVERY_KERNEL:
+        paths.path((m, n, k), units, dtype, device, arch)

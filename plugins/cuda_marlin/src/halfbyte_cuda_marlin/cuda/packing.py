@@ -55,12 +55,14 @@ def pack_codes(matrix: Matrix, dtype: torch.dtype, units: Tensor) -> None:
 def pack_scales(matrix: Matrix, dtype: torch.dtype, units: Tensor) -> Tensor:
     """Fill in the scales of all units; return what each row's result must be multiplied by, float32 [N]."""
     n, k = units.shape[0] * UNIT_ROWS, units.shape[1] * UNIT_COLUMNS
-    codes, rows = _scale_codes(_padded_scales(matrix, n, k), matrix.format, dtype)
+    scales, globals_ = _padded_scales(matrix, n, k), matrix.row_global_scales()
+    if globals_ is None:
+        codes, rows = _relative_to_rows(scales, dtype)
+    else:
+        codes, rows = _e5m3(scales), scales.new_zeros(n, dtype=torch.float32)
+        rows[: matrix.n] = globals_ * 2.0 ** _NVFP4_EXPONENT[dtype]
     units[:, :, CODE_BYTES:] = _in_reading_order(codes, matrix.format)
-    globals_ = matrix.row_global_scales()
-    if globals_ is not None:
-        rows[: matrix.n] *= globals_.to(rows.device)
-    return rows.to(torch.float32)
+    return rows
 
 
 @functools.cache
@@ -99,15 +101,16 @@ def _source_bit(dtype: torch.dtype, register: int, target: int) -> tuple[int, in
     return word, (target - (own - 1 if sign and own > 1 else 3 * own)) % 32
 
 
-def _scale_codes(scales: Tensor, fmt: Format, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(uint8 codes as the kernels read them, float64 [N] what a row's result must be multiplied by)."""
-    if fmt.scale == "e4m3":
-        # E4M3 times 128 is a normal fp16 number with three mantissa bits: E5M3.
-        wide = (scales.view(torch.float8_e4m3fn).to(torch.float16) * 128).view(torch.int16) >> 7
-        return wide.to(torch.uint8), torch.full(
-            (scales.shape[0],), 2.0 ** _NVFP4_EXPONENT[dtype], dtype=torch.float64, device=scales.device
-        )
-    # Relative to the row's largest scale: what is 2**-126 (fp16: 2**-38) of it vanishes beside it.
+def _e5m3(scales: Tensor) -> Tensor:
+    """E4M3 bytes as E5M3: times 128 each is a normal fp16 number with three mantissa bits."""
+    return ((scales.view(torch.float8_e4m3fn).to(torch.float16) * 128).view(torch.int16) >> 7).to(torch.uint8)
+
+
+def _relative_to_rows(scales: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """E8M0 bytes as (codes relative to the row's largest, what the row's result must be multiplied by).
+
+    What is 2**-126 (fp16: 2**-38) of the largest vanishes beside it.
+    """
     largest = scales.amax(dim=1, keepdim=True).to(torch.int16)
     relative = scales.to(torch.int16) - largest
     if dtype == torch.bfloat16:
@@ -117,7 +120,7 @@ def _scale_codes(scales: Tensor, fmt: Format, dtype: torch.dtype) -> tuple[Tenso
         subnormal = torch.where(exponent > -3, 8 >> (1 - exponent).clamp(0, 7), 0)
         codes = torch.where(exponent > 0, exponent << 3, subnormal)
     rows = torch.ldexp(torch.ones_like(largest, dtype=torch.float64), largest.to(torch.int32) - 128)
-    return codes.to(torch.uint8), rows[:, 0]
+    return codes.to(torch.uint8), rows[:, 0].to(torch.float32)
 
 
 def _in_reading_order(codes: Tensor, fmt: Format) -> Tensor:
