@@ -12,9 +12,10 @@ from halfbyte.benchmark.timing import median_microseconds
 from halfbyte.decisions import State
 from halfbyte.errors import UsageError
 from halfbyte.policies import Policy
-from halfbyte.problems import ExpertsProblem, LinearProblem
+from halfbyte.problems import ExpertsProblem, InputScales, LinearProblem
 from halfbyte.refusals import Code
 from halfbyte.schemes import MXFP4_W4A16, NVFP4_W4A4
+from halfbyte.weights import ExpertsWeights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +50,18 @@ def test_every_eligible_kernel_is_compared_and_timed_for_every_m(problem: Linear
         assert row.ratio == pytest.approx(base / row.median_us)
     assert told[0] == DENSE
     assert {"reference", "dequantized"} <= set(told)
+
+
+@pytest.mark.parametrize(("known", "made"), [(None, "one"), ("one-for-x", "one-for-x"), ("per-expert", "per-expert")])
+def test_weights_are_those_of_the_problem_and_such_as_every_kernel_takes_where_it_is_open(
+    known: InputScales | None, made: InputScales
+) -> None:
+    problem = ExpertsProblem(
+        scheme=NVFP4_W4A4, experts=4, top_k=2, hidden=64, intermediate=96, shared_global_scale=True, input_scales=known
+    )
+    weights = measure._Question.of(problem, torch.device("cpu")).weights
+    assert isinstance(weights, ExpertsWeights)
+    assert weights.input_scales == made
 
 
 def test_only_the_experts_that_are_read_count_for_the_copies_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,19 @@ def test_a_kernel_with_one_scale_for_gate_and_up_is_refused_where_that_is_not_ex
         FP4Experts(known.weights, top_k=K, activation="silu", dtype=torch.float32, resolution=resolution)
 
 
+def test_a_kernel_with_one_input_scale_is_refused_where_the_experts_have_their_own() -> None:
+    known = known_experts(NVFP4_W4A4, E, H, I, gated=False)
+    unknown = known.weights.problem(torch.float32, top_k=K, activation="relu2").without_facts()
+    with pytest.raises(UsageError, match=r"experts\.up: kernel 'picky' takes one input scale of x for all experts"):
+        FP4Experts(
+            known.weights,
+            top_k=K,
+            activation="relu2",
+            dtype=torch.float32,
+            resolution=chosen(picky("experts", input_scales="one"), unknown),
+        )
+
+
 @pytest.mark.parametrize(("activation", "gated"), [("relu2", True), ("silu", False)])
 def test_an_activation_that_does_not_fit_the_projections_is_an_error(activation: str, gated: bool) -> None:
     weights = known_experts(NVFP4_W4A16, E, H, I, gated=gated).weights

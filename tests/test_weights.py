@@ -1,4 +1,4 @@
-"""One global scale for gate and up: exact or not at all, and cheap."""
+"""One global scale for gate and up: exact or not at all, and cheap; which experts share input scales."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from halfbyte.conformance import data
 from halfbyte.matrix import Matrix, times_power_of_two
+from halfbyte.problems import INPUT_SCALES, InputScales
 from halfbyte.schemes import MXFP4_W4A16, NVFP4_W4A4, NVFP4_W4A16
 from halfbyte.weights import ExpertsWeights
 from support.weights import known_experts
@@ -145,3 +147,27 @@ def test_gate_and_up_are_fused_in_the_order_that_is_asked_for(
     assert torch.equal(fused.packed[:, up_rows], known.up.packed)
     assert torch.equal(fused.scales[:, gate_rows].view(torch.uint8), gate.scales.view(torch.uint8))
     assert torch.equal(fused.scales[:, up_rows].view(torch.uint8), known.up.scales.view(torch.uint8))
+
+
+@pytest.mark.parametrize("input_scales", INPUT_SCALES)
+@pytest.mark.parametrize("gated", [True, False])
+def test_experts_say_which_of_them_share_input_scales(input_scales: InputScales, gated: bool) -> None:
+    made = data.experts_weights(NVFP4_W4A4, E, H, I, dtype=torch.float32, gated=gated, input_scales=input_scales)
+    assert made.input_scales == input_scales
+    problem = made.problem(torch.float32, top_k=1, activation="silu" if gated else "relu2")
+    assert problem.input_scales == input_scales
+
+
+def test_a_gate_with_another_input_scale_than_up_counts() -> None:
+    made = data.experts_weights(NVFP4_W4A4, E, H, I, dtype=torch.float32, input_scales="one")
+    assert made.gate is not None
+    assert made.gate.input_global_scale is not None
+    gate = replace(made.gate, input_global_scale=made.gate.input_global_scale * 2)
+    assert replace(made, gate=gate).input_scales == "per-expert"
+
+
+def test_experts_whose_activations_have_no_input_scales_share_none() -> None:
+    assert known_experts(NVFP4_W4A16, E, H, I).weights.input_scales is None
+    assert known_experts(MXFP4_W4A16, E, H, I).weights.input_scales is None
+    calibrated = known_experts(NVFP4_W4A4, E, H, I).weights
+    assert replace(calibrated, down=replace(calibrated.down, input_global_scale=None)).input_scales is None

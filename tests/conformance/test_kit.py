@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from support.processes import python_path
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -49,7 +51,12 @@ FOUND_BY = {
     "first-expert-only": "test_it_is_right_for_every_number_of_tokens",
     "wrong-activation": "test_it_is_right_for_every_number_of_tokens",
     "one-scale-for-both": "test_it_is_right_for_every_number_of_tokens",
+    "largest-input-scale": "test_it_is_right_for_every_number_of_tokens",
+    "largest-hidden-scale": "test_it_is_right_for_every_number_of_tokens",
+    "other-input-scale": "test_it_is_right_for_every_number_of_tokens",
 }
+#: Kernels without a fault: the one that all faults are made of, and those that insist on what the kit promises them.
+RIGHT = ("no-fault", "one-input-scale", "one-input-scale-for-x", "fixed-input-scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,7 @@ def run_kit(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Run]:
     site = tmp_path_factory.mktemp("site")
     _install(site, "halfbyte-mutants", mutants="halfbyte_mutants.plugin", heavy="halfbyte_mutants.heavy")
     _install(site, "outsider-fp4", outsider="outsider_fp4.plugin")
-    path = os.pathsep.join(map(str, (site, HERE, EXAMPLE / "src")))
+    path = python_path(site, HERE, EXAMPLE / "src")
     variables = {name: value for name, value in os.environ.items() if not name.startswith(("HALFBYTE_", "COV_"))}
 
     def run(*arguments: str, kernels: tuple[str, ...]) -> Run:
@@ -124,7 +131,7 @@ def _install(site: Path, name: str, **plugins: str) -> None:
 @pytest.fixture(scope="session")
 def mutants(run_kit: Callable[..., Run]) -> Run:
     """One run over all kernels with a fault, and those without."""
-    return run_kit(kernels=tuple(f"mutant.{name}" for name in ("no-fault", *FOUND_BY)))
+    return run_kit(kernels=tuple(f"mutant.{name}" for name in (*RIGHT, *FOUND_BY)))
 
 
 @pytest.mark.parametrize("kernel", ["reference", "dequantized", "outsider.lut"])
@@ -137,8 +144,13 @@ def test_a_right_kernel_passes(run_kit: Callable[..., Run], kernel: str) -> None
     assert len(run.passed(kernel)) >= 20
 
 
-def test_the_kernel_that_all_faults_are_made_of_passes(mutants: Run) -> None:
-    assert not mutants.failed("mutant.no-fault")
+@pytest.mark.parametrize("kernel", RIGHT)
+def test_a_kernel_without_a_fault_passes(mutants: Run, kernel: str) -> None:
+    assert not mutants.failed(f"mutant.{kernel}")
+    assert "test_it_is_right_for_every_number_of_tokens" in mutants.passed(f"mutant.{kernel}")
+
+
+def test_the_kernel_that_all_faults_are_made_of_passes_what_finds_them(mutants: Run) -> None:
     assert set(FOUND_BY.values()) <= mutants.passed("mutant.no-fault")
 
 
@@ -152,7 +164,7 @@ def test_a_fault_is_found(mutants: Run, fault: str) -> None:
 def test_every_fault_has_a_check_that_finds_it() -> None:
     source = (HERE / "halfbyte_mutants/plugin.py").read_text(encoding="utf-8")
     declared = {line.split('"')[1] for line in source.splitlines() if line.startswith('    "')}
-    assert declared - {"no-fault"} == set(FOUND_BY) - {"check-that-raises", "heavy-plugin"}
+    assert declared - set(RIGHT) == set(FOUND_BY) - {"check-that-raises", "heavy-plugin"}
 
 
 def test_a_kernel_that_cannot_run_here_fails_once_and_says_why(run_kit: Callable[..., Run]) -> None:

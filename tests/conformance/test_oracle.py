@@ -47,6 +47,14 @@ def test_quantized_activations_are_those_of_numerics(
     torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("calibrated", [None, 0.25])
+def test_a_roundings_input_scale_takes_the_place_of_one_that_is_not_calibrated(calibrated: float | None) -> None:
+    x = data.activations(129, 128, torch.bfloat16)
+    found = oracle.quantized(x, NVFP4_W4A4.weights, calibrated, Rounding(input_scale=1.5))
+    expected = numerics.fake_quantize(x.float(), NVFP4_W4A4.weights, global_scale=calibrated or 1.5)
+    torch.testing.assert_close(found, expected.double(), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=str)
 def test_captured_data_belong_together(scheme: Scheme) -> None:
     weights, x = data.captured(scheme)

@@ -12,7 +12,6 @@ import torch
 pytest.importorskip("flashinfer", reason="flashinfer-python is not installed")
 
 from cuda_blackwell.experts_emulator.b12x import B12x
-from cuda_blackwell.experts_emulator.faults import one_input_scale
 from cuda_blackwell.experts_emulator.patches import emulated
 from cuda_blackwell.flashinfer_emulator import arithmetic
 from cuda_blackwell.flashinfer_emulator.patches import card
@@ -21,7 +20,7 @@ from halfbyte.conformance import data, oracle
 from halfbyte.conformance.tolerances import errors, tolerance
 from halfbyte.errors import CheckpointError, PluginError, UsageError
 from halfbyte.kernels import ExpertsKernel, Packed, load_kernel
-from halfbyte.problems import ExpertsProblem
+from halfbyte.problems import ExpertsProblem, InputScales
 from halfbyte.refusals import Code
 from halfbyte.schemes import SCHEMES
 from halfbyte.specs import Fidelity, Rounding
@@ -51,9 +50,9 @@ def sm120() -> Iterator[B12x]:
         yield b12x
 
 
-def layer(scheme: str, *, seed: int = 0, shared: bool = True) -> ExpertsWeights:
+def layer(scheme: str, *, shared: bool = True, input_scales: InputScales = "one") -> ExpertsWeights:
     return data.experts_weights(
-        SCHEMES[scheme], EXPERTS_COUNT, SIZE, SIZE, dtype=torch.bfloat16, seed=seed, shared=shared
+        SCHEMES[scheme], EXPERTS_COUNT, SIZE, SIZE, dtype=torch.bfloat16, shared=shared, input_scales=input_scales
     )
 
 
@@ -75,22 +74,31 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "scheme"), [("cute-dsl", "nvfp4-w4a4"), ("trtllm", "nvfp4-w4a4"), ("cutlass", "nvfp4-w4a4")]
+    ("kernel", "input_scales"), [("cute-dsl", "per-expert"), ("cute-dsl", "one-for-x"), ("trtllm", "per-expert")]
 )
-def test_experts_with_different_input_scales_are_right_to_flashinfers_tolerance(sm100: None, kernel: str, scheme: str):
-    weights = layer(scheme)
-    x, routing = data.activations(33, SIZE, torch.bfloat16), data.routing(33, EXPERTS_COUNT, 2)
-    y = run(kernel, packed(kernel, weights), x, *routing)
-    expected = oracle.experts(x, weights, *routing, activation="silu", rounding=Rounding())
-    assert cosine(y, expected.values) > 0.97
-    assert 0.97 < (y.double().norm() / expected.values.norm()).item() < 1.03
+def test_experts_with_other_input_scales_than_a_kernel_takes_are_refused_when_prepared(
+    sm100: None, kernel: str, input_scales: InputScales
+):
+    with pytest.raises(UsageError, match=f"input scales '{input_scales}'.*HALFBYTE_DENY=flashinfer.{kernel}"):
+        packed(kernel, layer("nvfp4-w4a4", input_scales=input_scales))
 
 
-def test_one_scale_for_all_experts_saturates_none(sm100: None):
-    weights = layer("nvfp4-w4a4")
-    own = packed("trtllm", weights)
-    assert weights.up.input_global_scale is not None
-    assert own["x_divisor"].item() == pytest.approx(1 / weights.up.input_global_scale.max().item())
+def test_a_gate_with_an_input_scale_of_its_own_is_refused(sm100: None):
+    weights = layer("nvfp4-w4a4", shared=False)
+    assert weights.gate is not None
+    assert weights.gate.input_global_scale is not None
+    gate = replace(weights.gate, input_global_scale=weights.gate.input_global_scale * 2)
+    with pytest.raises(UsageError, match="'per-expert'"):
+        packed("trtllm", replace(weights, gate=gate))
+
+
+def test_trtllm_scales_the_hidden_activations_of_each_expert_by_its_own_scale(sm100: None):
+    weights = layer("nvfp4-w4a4", input_scales="one-for-x")
+    own, hidden, down = packed("trtllm", weights), weights.down.input_global_scale, weights.down.global_scale
+    assert hidden is not None
+    assert down is not None
+    assert len(hidden.unique()) == EXPERTS_COUNT
+    assert torch.equal(own["down_scale"], (hidden * down).float())
 
 
 def test_b12x_without_calibrated_inputs_is_right_to_flashinfers_tolerance(sm120: B12x):
@@ -160,32 +168,51 @@ def test_gate_and_up_keep_a_global_scale_each_in_cutile(hopper: None):
 
 
 def test_trtllm_clamps_before_it_scales(sm100: None):
-    with one_input_scale():
-        weights = layer("nvfp4-w4a4", shared=True)
+    weights = layer("nvfp4-w4a4")
     x, routing = data.activations(33, SIZE, torch.bfloat16, kind="outliers"), data.routing(33, EXPERTS_COUNT, 2)
     y = run("trtllm", packed("trtllm", weights, activation="swigluoai"), x, *routing)
     expected = oracle.experts(x, weights, *routing, activation="swigluoai", rounding=Rounding())
     assert errors(y, expected).within(tolerance("experts", "nvfp4", "bfloat16", quantizes=True))
 
 
-@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(
+    ("input_scales", "shared", "able"),
+    [
+        ("one", True, ("cutlass", "cute-dsl", "trtllm", "cute-dsl-a16")),
+        ("one-for-x", True, ("cutlass", "trtllm", "cute-dsl-a16")),
+        ("per-expert", True, ("cutlass", "cute-dsl-a16")),
+        ("one", False, ("trtllm",)),
+        ("per-expert", False, ()),
+    ],
+)
 @pytest.mark.parametrize("machine", ["sm_100", "sm_103"])
-def test_one_input_scale_for_all_experts_is_never_chosen_by_itself(machine: str, shared: bool):
+def test_kernels_that_quantize_x_once_run_where_the_experts_share_an_input_scale(
+    machine: str, input_scales: InputScales, shared: bool, able: tuple[str, ...]
+):
     problem = ExpertsProblem(
-        scheme=SCHEMES["nvfp4-w4a4"], experts=8, top_k=2, hidden=2048, intermediate=768, shared_global_scale=shared
+        scheme=SCHEMES["nvfp4-w4a4"],
+        experts=8,
+        top_k=2,
+        hidden=2048,
+        intermediate=768,
+        shared_global_scale=shared,
+        input_scales=input_scales,
     )
-    resolution = resolve(problem, describe(machine))
-    candidates = {candidate.spec.id: candidate for candidate in resolution.candidates}
-    assert resolution.chosen().spec.id not in ("flashinfer.trtllm", "flashinfer.cute-dsl")
-    assert candidates["flashinfer.trtllm"].state == "blocked"
-    assert candidates["flashinfer.cute-dsl"].state == ("blocked" if shared else "ineligible")
-    assert (resolution.chosen().spec is SPECS["cutlass"]) == shared
-    assert resolve(problem, describe(machine), Policy(require="flashinfer.trtllm")).chosen().spec is SPECS["trtllm"]
+    candidates = resolve(problem, describe(machine)).candidates
+    ours = [one for one in candidates if one.spec in EXPERTS]
+    assert tuple(one.spec.id.removeprefix("flashinfer.") for one in ours if not one.refusals) == able
+    refused = {one.spec.id: {refusal.code for refusal in one.refusals} for one in ours}
+    assert (Code.INPUT_SCALES in refused["flashinfer.cute-dsl"]) == (input_scales != "one")
+    assert (Code.INPUT_SCALES in refused["flashinfer.trtllm"]) == (input_scales == "per-expert")
 
 
 @pytest.mark.parametrize(
     ("kernel", "scheme", "machine"),
-    [("cute-dsl", "nvfp4-w4a16", "sm_103"), ("trtllm", "mxfp4-w4a16", "sm_100"), ("trtllm", "mxfp4-w4a4", "sm_100")],
+    [
+        ("cute-dsl-a16", "nvfp4-w4a16", "sm_103"),
+        ("trtllm", "mxfp4-w4a16", "sm_100"),
+        ("trtllm", "mxfp4-w4a4", "sm_100"),
+    ],
 )
 def test_what_leaves_activations_alone_is_not_blocked(kernel: str, scheme: str, machine: str):
     problem = ExpertsProblem(scheme=SCHEMES[scheme], experts=8, top_k=2, hidden=2048, intermediate=768)
@@ -276,7 +303,7 @@ def test_only_the_kernel_of_the_thread_is_refused_above_256_experts():
 EVERY = [
     (100, "cutlass", "nvfp4-w4a4"),
     (100, "cute-dsl", "nvfp4-w4a4"),
-    (100, "cute-dsl", "nvfp4-w4a16"),
+    (100, "cute-dsl-a16", "nvfp4-w4a16"),
     (100, "trtllm", "nvfp4-w4a4"),
     (100, "trtllm", "mxfp4-w4a16"),
     (120, "b12x", "nvfp4-w4a4"),
@@ -305,8 +332,7 @@ def test_a_rank_may_hold_fewer_experts_than_a_token_takes(capability: int, kerne
     ids[0], ids[1] = torch.tensor([12, 13, 14, 15, 0, 1]), torch.arange(top_k)
     ids, weights = ids.to(torch.int32), torch.full((7, top_k), 1 / top_k)
     expert_map = torch.where(torch.arange(16) < 12, -1, torch.arange(16) - 12).to(torch.int32)
-    with one_input_scale():
-        own_weights = layer(scheme)
+    own_weights = layer(scheme)
     with emulated(capability):
         own = packed(kernel, own_weights, top_k=top_k)
         experts = load_kernel(SPECS[kernel])

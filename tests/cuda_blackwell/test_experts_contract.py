@@ -31,6 +31,7 @@ CONFIGS = {
     "cutlass": (fused_moe.CutlassNvfp4Config,),
     "trtllm": (fused_moe.TrtllmFp4Config,),
     "cute-dsl": (fused_moe.CuteDslConfig,),
+    "cute-dsl-a16": (fused_moe.CuteDslConfig,),
     "cutile": (fused_moe.CuTileNvfp4Bf16Config, fused_moe.CuTileMxfp4Bf16Config),
 }
 #: Where the library runs and we do not: nothing of SM110 was asked for.

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("flashinfer", reason="flashinfer-python is not installed")
 
-from cuda_blackwell.experts_emulator.faults import FAULTS, one_input_scale
+from cuda_blackwell.experts_emulator.faults import FAULTS
 from cuda_blackwell.experts_emulator.patches import emulated
 from halfbyte.conformance import data, oracle
 from halfbyte.conformance.tolerances import errors, tolerance
@@ -20,21 +20,24 @@ SPECS = {spec.id.removeprefix("flashinfer."): spec for spec in EXPERTS}
 NATIVE = {
     "cutlass": (100, "nvfp4-w4a4"),
     "cute-dsl": (100, "nvfp4-w4a4"),
+    "cute-dsl-a16": (100, "nvfp4-w4a16"),
     "trtllm": (100, "nvfp4-w4a4"),
     "b12x": (120, "nvfp4-w4a4"),
     "b12x-a16": (120, "nvfp4-w4a16"),
     "cutile": (90, "nvfp4-w4a16"),
 }
 QUANTIZING = ("cutlass", "cute-dsl", "trtllm", "b12x")
-WEIGHT_ONLY = ("b12x-a16", "cutile")
+WEIGHT_ONLY = ("cute-dsl-a16", "b12x-a16", "cutile")
 
 
-def is_right(kernel: str, fault: str) -> bool:
+def is_right(kernel: str, fault: str, scheme_name: str = "") -> bool:
     """Whether the kernel is within the kit's tolerance, with this fault in what prepares its weights."""
-    capability, name = NATIVE[kernel]
+    capability, native = NATIVE[kernel]
+    name = scheme_name or native
     scheme, spec = SCHEMES[name], SPECS[kernel]
-    with one_input_scale():
-        weights = data.experts_weights(scheme, 4, 256, 256, dtype=torch.bfloat16, shared=True)
+    weights = data.experts_weights(
+        scheme, 4, 256, 256, dtype=torch.bfloat16, shared=True, input_scales=spec.input_scales
+    )
     problem = weights.problem(torch.bfloat16, top_k=2, activation="silu")
     experts = load_kernel(spec)
     assert isinstance(experts, ExpertsKernel)
@@ -57,15 +60,22 @@ def test_without_a_fault_it_is_right(kernel: str):
         ("swapped-nibbles", tuple(NATIVE)),
         ("swapped-nibbles-down", tuple(NATIVE)),
         ("swapped-gate-up", tuple(NATIVE)),
-        ("linear-scales", (*QUANTIZING, "b12x-a16")),  # cutile's are linear before Blackwell
+        ("linear-scales", (*QUANTIZING, "cute-dsl-a16", "b12x-a16")),  # cutile's are linear before Blackwell
         ("unshuffled-rows", ("trtllm",)),
-        ("uninterleaved-rows", ("cute-dsl", "trtllm")),
+        ("uninterleaved-rows", ("cute-dsl", "cute-dsl-a16", "trtllm")),
         ("inverted-global-scale", WEIGHT_ONLY),
         ("inverted-factors", QUANTIZING),
+        ("largest-input-scale", ("cutlass", "b12x")),  # the others are not given different ones
+        ("other-input-scale", QUANTIZING),
     ],
 )
 def test_a_fault_is_found(fault: str, kernels: tuple[str, ...]):
     assert not [kernel for kernel in kernels if is_right(kernel, fault)]
+
+
+def test_the_input_scale_that_b12x_takes_for_uncalibrated_activations_is_the_declared_one():
+    assert is_right("b12x", "none", "nvfp4-w4a16")
+    assert not is_right("b12x", "other-input-scale", "nvfp4-w4a16")
 
 
 def test_every_fault_is_tried_on_a_kernel_that_has_the_step():

@@ -24,8 +24,8 @@ GPT_OSS: dict[str, Any] = {
 #: The first of ours on each machine; the rest is core's.
 DOCUMENTED = {
     "sm_90": ("cutile", "cutile", "cutile", "cutile", None),
-    "sm_100": ("cutlass", "cute-dsl", "trtllm", "trtllm", "trtllm"),
-    "sm_103": ("cutlass", "cute-dsl", None, None, None),
+    "sm_100": ("cutlass", "cute-dsl-a16", "trtllm", "trtllm", "trtllm"),
+    "sm_103": ("cutlass", "cute-dsl-a16", None, None, None),
     "sm_110": (None, None, None, None, None),
     "sm_120": ("b12x", "cutile", "b12x", "cutile", None),
     "sm_121": ("cutlass", "cutile", "cutile", "cutile", None),
@@ -54,10 +54,6 @@ def test_the_documented_kernel_leads(machine: str):
     ("kernel", "machine", "thread"),
     [
         ("b12x", "sm_121", "flashinfer-ai/flashinfer/issues/3170"),
-        ("trtllm", "sm_100", "flashinfer-ai/flashinfer/issues/2356"),
-        ("trtllm", "sm_103", "flashinfer-ai/flashinfer/issues/2356"),
-        ("cute-dsl", "sm_100", "sgl-project/sglang/pull/38563"),
-        ("cute-dsl", "sm_103", "sgl-project/sglang/pull/38563"),
     ],
 )
 def test_what_is_known_to_fail_is_blocked_with_its_thread_and_runs_where_it_is_required_by_name(

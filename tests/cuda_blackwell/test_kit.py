@@ -24,6 +24,7 @@ from halfbyte.conformance.environment import Environment
 from halfbyte.conformance.subject import Subject
 from halfbyte.machines import describe
 from halfbyte_cuda_blackwell.linear_specs import LINEAR
+from support.processes import python_path
 
 TESTS = Path(__file__).parents[1]
 EMULATOR = "cuda_blackwell.flashinfer_emulator.kit"
@@ -61,7 +62,7 @@ def run_kit(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str,
             text=True,
             check=False,
             cwd=report.parent,
-            env={**variables, **own, "PYTHONPATH": str(TESTS)},
+            env={**variables, **own, "PYTHONPATH": python_path(TESTS)},
             timeout=500,
         )
         assert report.exists(), done.stdout + done.stderr

@@ -1,5 +1,7 @@
 """`decide`: ranking, refusals, policies, and what it says of them."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,7 @@ from halfbyte.decisions import Resolution, State, decide
 from halfbyte.errors import NoKernelError, UsageError
 from halfbyte.machines import ARCHES, describe
 from halfbyte.policies import Policy
-from halfbyte.problems import ExpertsProblem, LinearProblem
+from halfbyte.problems import ExpertsProblem, InputScales, LinearProblem
 from halfbyte.refusals import Code, Refusal
 from halfbyte.schemes import MXFP4_W4A4, NVFP4_W4A4, NVFP4_W4A16, SCHEMES
 from halfbyte.specs import Fidelity, KernelSpec, KnownBad, PriorityRule, Proof
@@ -18,6 +20,10 @@ CPU = describe("cpu")
 HOPPER = describe("sm_90")
 PROBLEM = LinearProblem(scheme=NVFP4_W4A16, n=64, k=64)
 EXPERTS = ExpertsProblem(scheme=NVFP4_W4A4, experts=4, top_k=2, hidden=64, intermediate=64)
+
+
+def with_input_scales(found: InputScales) -> ExpertsProblem:
+    return replace(EXPERTS, input_scales=found)
 
 
 def codes(resolution: Resolution, kernel_id: str = "test.kernel") -> list[Code]:
@@ -81,6 +87,9 @@ def test_priority_may_depend_on_device_and_scheme():
             ),
             Code.GLOBAL_SCALES,
         ),
+        (kernel(op="experts", input_scales="one-for-x"), with_input_scales("per-expert"), Code.INPUT_SCALES),
+        (kernel(op="experts", input_scales="one"), with_input_scales("per-expert"), Code.INPUT_SCALES),
+        (kernel(op="experts", input_scales="one"), with_input_scales("one-for-x"), Code.INPUT_SCALES),
         (kernel(check=lambda _problem, _machine: [Refusal(Code.LIMIT, "M is too small")]), PROBLEM, Code.LIMIT),
         (kernel(check=lambda _problem, _machine: 1 / 0), PROBLEM, Code.CHECK_FAILED),
         (kernel(check=lambda _problem, _machine: ["no"]), PROBLEM, Code.CHECK_FAILED),
@@ -100,10 +109,23 @@ def test_all_refusals_are_collected_not_only_the_first():
 
 
 def test_what_is_not_known_refuses_nothing():
-    unknown = ExpertsProblem(
-        scheme=NVFP4_W4A4, experts=4, top_k=2, hidden=64, intermediate=64, shared_global_scale=None
-    )
-    assert selected(decide(unknown, CPU, plugged(kernel(op="experts", global_scales="per-expert"))))
+    picky = kernel(op="experts", global_scales="per-expert", input_scales="one")
+    known = replace(EXPERTS, shared_global_scale=False, input_scales="per-expert")
+    assert codes(decide(known, CPU, plugged(picky))) == [Code.GLOBAL_SCALES, Code.INPUT_SCALES]
+    assert selected(decide(known.without_facts(), CPU, plugged(picky)))
+
+
+@pytest.mark.parametrize(
+    ("taken", "found"),
+    [("per-expert", "per-expert"), ("per-expert", "one"), ("one-for-x", "one-for-x"), ("one-for-x", "one")],
+)
+def test_input_scales_with_as_few_numbers_as_a_kernel_takes_are_taken(taken: InputScales, found: InputScales):
+    assert selected(decide(with_input_scales(found), CPU, plugged(kernel(op="experts", input_scales=taken))))
+
+
+def test_a_kernel_that_leaves_activations_alone_is_not_refused_for_their_scales():
+    spec = kernel(op="experts", schemes={"nvfp4-w4a4": Fidelity.WEIGHT_ONLY}, input_scales="one")
+    assert selected(decide(with_input_scales("per-expert"), CPU, plugged(spec)))
 
 
 def test_padding_makes_any_size_fit_and_costs_its_bytes():

@@ -30,6 +30,7 @@ def test_a_linear_problem_refuses_what_cannot_be(fields: dict[str, Any], message
         ({"hidden": 24}, "hidden=24"),
         ({"intermediate": 8}, "intermediate=8"),
         ({"experts": 0}, "positive"),
+        ({"input_scales": "one-for-y"}, "did you mean 'one-for-x'"),
     ],
 )
 def test_an_experts_problem_refuses_what_cannot_be(fields: dict[str, Any], message: str):

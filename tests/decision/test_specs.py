@@ -24,6 +24,7 @@ from support.specs import kernel
         ({"dtypes": ("bf16",)}, "unknown dtype 'bf16'"),
         ({"requires": ("vendor lib",)}, "requirement"),
         ({"global_scales": "per-expert"}, "global_scales"),
+        ({"input_scales": "one-for-all"}, "input_scales"),
         ({"n_multiple": 0}, "at least 1"),
         ({"dtypes": ()}, "dtypes is empty"),
         ({"devices": ("xpu-foo",)}, "no such family"),

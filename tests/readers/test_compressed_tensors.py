@@ -214,6 +214,7 @@ def test_experts_are_one_layer_with_the_sizes_of_the_configuration(tmp_path: Pat
         "activation": "silu",
         "bias": False,
         "shared_global_scale": False,
+        "input_scales": "one",
     }
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from halfbyte.checkpoints import plan
+from halfbyte.checkpoints import Checkpoint, plan
 from halfbyte.errors import CheckpointError, UsageError
 from support.checkpoints import read_checkpoint, write_checkpoint
 from support.quantized import quantization_config, quantized_linear
@@ -301,3 +301,30 @@ def test_whether_gate_and_up_share_a_global_scale_is_decided_from_the_scalars(
             tensors[name] = up * input_factor if last else up
     problem = plan(write_checkpoint(tmp_path / "other", config, tensors)).layers[0].problem
     assert problem.to_dict()["shared_global_scale"] is shared
+
+
+@pytest.mark.parametrize(
+    ("preset", "changed", "found"),
+    [
+        ("NVFP4", "", "one"),
+        ("NVFP4", "gate_proj", "per-expert"),
+        ("NVFP4", "up_proj", "per-expert"),
+        ("NVFP4", "down_proj", "one-for-x"),
+        ("NVFP4", "_proj", "per-expert"),
+        ("NVFP4A16", "", None),
+        ("MXFP4", "", None),
+    ],
+)
+def test_which_experts_share_input_scales_is_decided_from_the_scalars(
+    tmp_path: Path, preset: str, changed: str, found: str | None
+) -> None:
+    config, tensors = read_checkpoint(write_qwen3_moe(tmp_path / "good", preset))
+    for name in tensors:
+        # One expert is enough.
+        if changed and name.startswith(f"{E}.3.") and name.endswith(f"{changed}.input_global_scale"):
+            tensors[name] = tensors[name] * 1.5
+    checkpoint = plan(write_checkpoint(tmp_path / "other", config, tensors))
+    layer = next(layer for layer in checkpoint.layers if layer.name == E)
+    assert layer.problem.to_dict()["input_scales"] == found
+    with Checkpoint(checkpoint) as opened:
+        assert opened.experts(layer).input_scales == found

@@ -6,9 +6,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from halfbyte.machines import Machine, matches
-from halfbyte.problems import ExpertsProblem, Problem
+from halfbyte.problems import INPUT_SCALES, ExpertsProblem, Problem
 from halfbyte.refusals import Code, Refusal
-from halfbyte.specs import KernelSpec
+from halfbyte.specs import Fidelity, KernelSpec
 
 
 def refusals_for(spec: KernelSpec, problem: Problem, machine: Machine) -> list[Refusal]:
@@ -23,6 +23,22 @@ def refusals_for(spec: KernelSpec, problem: Problem, machine: Machine) -> list[R
     if not all(isinstance(refusal, Refusal) for refusal in own):
         return [*refusals, Refusal(Code.CHECK_FAILED, f"its check returned {own!r}, which are no refusals")]
     return [*refusals, *own]
+
+
+def scale_refusals(spec: KernelSpec, problem: ExpertsProblem) -> list[Refusal]:
+    """What the numbers of the experts' scales refuse, as far as they are known."""
+    refusals = []
+    if spec.global_scales == "per-expert" and problem.gated and problem.shared_global_scale is False:
+        detail = "takes one global scale for gate and up, and theirs cannot be made one exactly"
+        refusals.append(Refusal(Code.GLOBAL_SCALES, detail))
+    quantizes = spec.schemes.get(problem.scheme.name) is not Fidelity.WEIGHT_ONLY
+    if quantizes and problem.input_scales is not None:
+        found, taken = INPUT_SCALES.index(problem.input_scales), INPUT_SCALES.index(spec.input_scales)
+        if found < taken:
+            what = "x" if problem.input_scales == "per-expert" else "the hidden activations"
+            detail = f"takes one input scale of {what} for all experts, and theirs differ"
+            refusals.append(Refusal(Code.INPUT_SCALES, detail))
+    return refusals
 
 
 def required_version(machine: Machine, requirement: str) -> tuple[bool, str | None]:
@@ -85,7 +101,4 @@ def _experts_refusals(spec: KernelSpec, problem: ExpertsProblem) -> list[Refusal
         refusals.append(Refusal(Code.ACTIVATION, detail))
     if problem.bias and not spec.fuses_bias:
         refusals.append(Refusal(Code.BIAS, "the experts have biases, which it cannot add"))
-    if spec.global_scales == "per-expert" and problem.gated and problem.shared_global_scale is False:
-        detail = "gate and up have different global scales, and it takes one for both"
-        refusals.append(Refusal(Code.GLOBAL_SCALES, detail))
-    return refusals
+    return [*refusals, *scale_refusals(spec, problem)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from halfbyte import ops
 from halfbyte.decisions import Resolution, machine_here, resolve
+from halfbyte.eligibility import scale_refusals
 from halfbyte.errors import UsageError
 from halfbyte.kernels import ExpertsKernel, LinearKernel, Packed, load_kernel
 from halfbyte.matrix import Matrix
@@ -73,17 +74,17 @@ def pack_linear(choice: Choice, weights: LinearWeights, problem: LinearProblem, 
 def pack_experts(choice: Choice, weights: ExpertsWeights, problem: ExpertsProblem, device: torch.device) -> Packed:
     """Prepare the weights on the device, gate and up with one global scale where the kernel asks so.
 
-    UsageError where that would not be exact: `resolve` refuses such a kernel when it knows.
+    UsageError where that would not be exact, or the experts' input scales are not what the kernel takes: `resolve`
+    refuses such a kernel when it knows.
     """
     spec = choice.spec
+    for refusal in scale_refusals(spec, problem):
+        raise UsageError(
+            f"{weights.up.name}: kernel {spec.id!r} {refusal.detail}; deny the kernel for this layer, such as with "
+            f"HALFBYTE_DENY={spec.id}"
+        )
     if spec.global_scales == "per-expert":
-        shared = weights.with_shared_global_scale()
-        if shared is None:
-            raise UsageError(
-                f"{weights.up.name}: kernel {spec.id!r} takes one global scale for gate and up, and theirs cannot be "
-                f"made one exactly; deny the kernel for this layer, such as with HALFBYTE_DENY={spec.id}"
-            )
-        weights = shared
+        weights = weights.with_shared_global_scale() or weights
     own = problem.padded(spec.n_multiple, spec.k_multiple)
 
     def moved(matrix: Matrix, n: int, k: int) -> Matrix:
@@ -132,4 +133,4 @@ class PackedBuffers(nn.Module):
 
 
 def _without_hint(problem: Problem) -> Problem:
-    return replace(problem, shared_global_scale=None) if isinstance(problem, ExpertsProblem) else problem
+    return problem.without_facts() if isinstance(problem, ExpertsProblem) else problem

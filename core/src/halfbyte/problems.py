@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from math import lcm
-from typing import Any, ClassVar, Final, TypeAlias
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from halfbyte.errors import UsageError, nearest
 from halfbyte.schemes import Scheme
@@ -12,6 +12,11 @@ from halfbyte.schemes import Scheme
 DTYPES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 #: Expert activation functions. relu2 has no gate; swigluoai is gpt-oss's, with alpha 1.702 and limit 7.
 ACTIVATIONS: Final = ("silu", "gelu_tanh", "relu2", "swigluoai")
+#: The calibrated input scales of experts: each expert's own; one for x (gate and up of all experts) and each expert's
+#: own for the hidden activations (down); one for x and one for the hidden activations.
+InputScales: TypeAlias = Literal["per-expert", "one-for-x", "one"]
+#: From the most numbers to the fewest: a kernel takes what it declares and all that follows.
+INPUT_SCALES: Final[tuple[InputScales, ...]] = ("per-expert", "one-for-x", "one")
 
 
 def _check_common(scheme: Scheme, dtype: str, k_sizes: dict[str, int], sizes: dict[str, int]) -> None:
@@ -82,6 +87,8 @@ class ExpertsProblem:
     bias: bool = False
     #: Whether one global scale serves gate and up of each expert exactly; None: not known yet, nothing is refused.
     shared_global_scale: bool | None = None
+    #: Which experts share input scales; None: not known yet, or the activations have none. Nothing is refused.
+    input_scales: InputScales | None = None
 
     def __post_init__(self) -> None:
         _check_common(
@@ -92,6 +99,8 @@ class ExpertsProblem:
         )
         if self.activation not in ACTIVATIONS:
             raise UsageError(f"unknown activation {self.activation!r}{nearest(self.activation, ACTIVATIONS)}")
+        if self.input_scales is not None and self.input_scales not in INPUT_SCALES:
+            raise UsageError(f"unknown input_scales {self.input_scales!r}{nearest(self.input_scales, INPUT_SCALES)}")
 
     @property
     def gated(self) -> bool:
@@ -104,6 +113,10 @@ class ExpertsProblem:
         up = (self.intermediate, self.hidden)
         one = (*((up,) if self.gated else ()), up, (self.hidden, self.intermediate))
         return one * self.experts
+
+    def without_facts(self) -> ExpertsProblem:
+        """The same problem with nothing known of the numbers in the weights."""
+        return replace(self, shared_global_scale=None, input_scales=None)
 
     def padded(self, n_multiple: int, k_multiple: int) -> ExpertsProblem:
         """The same problem with hidden and intermediate rounded up: each of them is an N and a K."""

@@ -91,6 +91,13 @@ class Code(StrEnum):
         "and the kernel takes one scale for both.",
         "Use a kernel with one global scale for each projection.",
     )
+    INPUT_SCALES = (
+        "input-scales",
+        "problem",
+        "The calibrated input scales of the experts differ, and the kernel takes one for all of them: with the largest "
+        "it would round other activations than the checkpoint asks.",
+        "Use a kernel that takes each expert's own, or calibrate the checkpoint so that all experts share one.",
+    )
     LIMIT = (
         "limit",
         "problem",

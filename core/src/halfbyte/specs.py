@@ -14,7 +14,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from halfbyte.errors import UsageError, nearest
 from halfbyte.machines import Machine, check_pattern, matches
-from halfbyte.problems import ACTIVATIONS, DTYPES, OPS, Problem, packed_bytes
+from halfbyte.problems import ACTIVATIONS, DTYPES, INPUT_SCALES, OPS, InputScales, Problem, packed_bytes
 from halfbyte.refusals import Refusal
 from halfbyte.schemes import SCHEMES
 
@@ -51,10 +51,14 @@ class Proof(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Rounding:
-    """How a kernel quantizes activations: its MXFP4 scale rule, and what it does with E2M1 ties."""
+    """How a kernel quantizes activations: its MXFP4 scale rule, and what it does with E2M1 ties.
+
+    `input_scale` is its NVFP4 input scale where the checkpoint has none; None: that of all of x, amax / 2688.
+    """
 
     scale: Literal["floor", "ceil", "even"] = "even"
     ties: Literal["even", "toward-zero"] = "even"
+    input_scale: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +114,8 @@ class KernelSpec:
     gated_order: Literal["gate-up", "up-gate", "interleaved"] | None = None
     #: Linear: "one" or "per-row". Experts: "per-expert" (one for gate and up) or "per-projection".
     global_scales: str = ""
+    #: Experts whose activations it quantizes: the input scales that it takes (those with fewer numbers too).
+    input_scales: InputScales = "per-expert"
     #: The rounding of its activation quantizer, if it has one.
     activation_rounding: Rounding | None = None
     #: Bands: built-ins 0 to 99, vendor libraries 200 to 299, tuned kernels 300 to 399, native FP4 hardware 400 to 499.
@@ -188,6 +194,7 @@ def _value_faults(spec: KernelSpec) -> Iterator[str]:
         ("dtype", spec.dtypes, DTYPES),
         ("activation", spec.activations, ACTIVATIONS),
         ("global_scales", (spec.global_scales,), _GLOBAL_SCALES.get(spec.op, (spec.global_scales,))),
+        ("input_scales", (spec.input_scales,), INPUT_SCALES),
         ("keeps", (spec.keeps,), ("packed", "dequantized")),
         ("gated_order", (spec.gated_order,), (None, "gate-up", "up-gate", "interleaved")),
     ):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from halfbyte.errors import CheckpointError, UsageError
 from halfbyte.matrix import Matrix, same_scale, times_power_of_two
-from halfbyte.problems import ExpertsProblem, LinearProblem
+from halfbyte.problems import ExpertsProblem, InputScales, LinearProblem
 from halfbyte.schemes import Scheme
 
 
@@ -58,6 +58,17 @@ class ExpertsWeights:
         """Gate (if there is one), up, down."""
         return (*(() if self.gate is None else (self.gate,)), self.up, self.down)
 
+    @property
+    def input_scales(self) -> InputScales | None:
+        """Which experts share input scales; None if a matrix has none."""
+        scales = [matrix.input_global_scale for matrix in self.matrices if matrix.input_global_scale is not None]
+        if len(scales) < len(self.matrices):
+            return None
+        *of_x, hidden = scales
+        if not _is_one(torch.cat(of_x)):
+            return "per-expert"
+        return "one" if _is_one(hidden) else "one-for-x"
+
     def problem(self, dtype: torch.dtype, *, top_k: int, activation: str) -> ExpertsProblem:
         """The problem that these weights pose with activations of `dtype`.
 
@@ -73,6 +84,7 @@ class ExpertsWeights:
             activation=activation,
             bias=self.up.bias is not None,
             shared_global_scale=self.with_shared_global_scale() is not None,
+            input_scales=self.input_scales,
         )
         if problem.gated != (self.gate is not None):
             has = "no gate" if self.gate is None else "a gate"
@@ -118,6 +130,10 @@ class ExpertsWeights:
         return replace(
             self.gate, packed=fuse(first.packed, second.packed), scales=fuse(first.scales, second.scales), bias=bias
         )
+
+
+def _is_one(scales: Tensor) -> bool:
+    return bool((scales == scales[0]).all())
 
 
 def _fold(gate: Matrix, gate_scale: Tensor, up: Matrix, up_scale: Tensor) -> tuple[Matrix, Matrix] | None:

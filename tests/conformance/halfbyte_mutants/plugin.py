@@ -46,6 +46,18 @@ EXPERTS: dict[str, dict[str, Any]] = {
     "first-expert-only": {},
     "wrong-activation": {},
     "one-scale-for-both": {"schemes": ("nvfp4-w4a4",)},
+    "largest-input-scale": {"schemes": ("nvfp4-w4a4",)},
+    "largest-hidden-scale": {"schemes": ("nvfp4-w4a4",), "input_scales": "one-for-x"},
+    "one-input-scale": {"schemes": ("nvfp4-w4a4",), "input_scales": "one"},
+    "one-input-scale-for-x": {"schemes": ("nvfp4-w4a4",), "input_scales": "one-for-x"},
+    "fixed-input-scale": {
+        "fidelity": Fidelity.QUANTIZES_ACTIVATIONS,
+        "activation_rounding": Rounding(input_scale=1.5),
+    },
+    "other-input-scale": {
+        "fidelity": Fidelity.QUANTIZES_ACTIVATIONS,
+        "activation_rounding": Rounding(input_scale=1.5),
+    },
 }
 
 
@@ -65,7 +77,12 @@ def halfbyte_kernels() -> Sequence[KernelSpec]:
 
 
 def _spec(
-    op: str, name: str, target: str = "", schemes: Sequence[str] = ("nvfp4-w4a16",), **changes: Any
+    op: str,
+    name: str,
+    target: str = "",
+    schemes: Sequence[str] = ("nvfp4-w4a16",),
+    fidelity: Fidelity = Fidelity.EMULATED,
+    **changes: Any,
 ) -> KernelSpec:
     target = target or "".join(word.capitalize() for word in name.split("-"))
     fields: dict[str, Any] = {
@@ -81,7 +98,7 @@ def _spec(
         id=f"mutant.{name}",
         op=op,
         target=f"halfbyte_mutants.{op}:{target}",
-        schemes=dict.fromkeys(schemes, Fidelity.EMULATED),
+        schemes=dict.fromkeys(schemes, fidelity),
         priority=0,
         auto=False,
         **fields,

@@ -10,7 +10,6 @@ from unittest import mock
 
 from torch import Tensor
 
-from halfbyte.conformance import data
 from halfbyte.weights import ExpertsWeights
 from halfbyte_cuda_blackwell import (
     experts_b12x,
@@ -60,22 +59,24 @@ def _inverted(scale: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda *arguments: scale(*arguments).reciprocal()
 
 
-@contextlib.contextmanager
-def one_input_scale() -> Iterator[None]:
-    """The kit's layers with the first expert's input scales for all experts."""
-    real = data.experts_weights
+def _largest(scales: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The largest input scale for all experts."""
 
-    def made(*args: Any, **kwargs: Any) -> ExpertsWeights:
-        weights = real(*args, **kwargs)
+    def largest(*arguments: Any) -> tuple[Tensor, Tensor]:
+        inputs, hidden = scales(*arguments)
+        return inputs.max().expand_as(inputs), hidden.max().expand_as(hidden)
 
-        scales = [matrix.input_global_scale for matrix in (weights.up, weights.down)]
-        first, second = (None if scale is None else scale[:1].expand(len(scale)).clone() for scale in scales)
-        gate = None if weights.gate is None else replace(weights.gate, input_global_scale=first)
-        up, down = replace(weights.up, input_global_scale=first), replace(weights.down, input_global_scale=second)
-        return replace(weights, gate=gate, up=up, down=down)
+    return largest
 
-    with mock.patch.object(data, "experts_weights", made):
-        yield
+
+def _other(scales: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Other input scales, which the factors of the products have in them too: only the rounding is another."""
+
+    def other(*arguments: Any) -> tuple[Tensor, Tensor]:
+        inputs, hidden = scales(*arguments)
+        return inputs * 1.4, hidden * 1.4
+
+    return other
 
 
 FAULTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
@@ -88,4 +89,6 @@ FAULTS: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
     "swapped-gate-up": lambda: _replaced("first_projection", _gate_first),
     "inverted-global-scale": lambda: _replaced("multipliers", _inverted),
     "inverted-factors": lambda: _replaced("product", _inverted),
+    "largest-input-scale": lambda: _replaced("input_multipliers", _largest),
+    "other-input-scale": lambda: _replaced("input_multipliers", _other),
 }

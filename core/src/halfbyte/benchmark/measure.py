@@ -131,6 +131,7 @@ class _Question:
                 gated=problem.gated,
                 bias=problem.bias,
                 shared=problem.shared_global_scale is not False,
+                input_scales=problem.input_scales or "one",
             )
             gate = None if experts.gate is None else experts.gate.to(device)
             weights = replace(experts, gate=gate, up=experts.up.to(device), down=experts.down.to(device))

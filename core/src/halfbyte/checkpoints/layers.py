@@ -10,7 +10,7 @@ from typing import Final
 from halfbyte.checkpoints.configs import Config
 from halfbyte.checkpoints.sources import LayerPlan, MatrixSource, Role
 from halfbyte.errors import UsageError
-from halfbyte.problems import ExpertsProblem, LinearProblem
+from halfbyte.problems import ExpertsProblem, InputScales, LinearProblem
 
 #: Names in configurations of transformers models, and what problems call these functions.
 _ACTIVATIONS: Final[Mapping[str, str]] = {
@@ -79,6 +79,7 @@ def _experts(name: str, sources: Sequence[MatrixSource], config: Config, dtype: 
             activation=activation,
             bias=up.bias is not None,
             shared_global_scale=shared_global_scale(roles),
+            input_scales=input_scales(roles),
         )
     except UsageError as error:
         raise config.error(f"{name}: {error}") from error
@@ -100,6 +101,17 @@ def shared_global_scale(roles: Mapping[Role, Sequence[MatrixSource]]) -> bool | 
             return False
         result = None
     return result
+
+
+def input_scales(roles: Mapping[Role, Sequence[MatrixSource]]) -> InputScales | None:
+    """Which experts share input scales; None if a matrix has none."""
+    of_x = {source.input_global_scale for role in roles if role != "down" for source in roles[role]}
+    hidden = {source.input_global_scale for source in roles["down"]}
+    if None in of_x | hidden:
+        return None
+    if len(of_x) > 1:
+        return "per-expert"
+    return "one" if len(hidden) == 1 else "one-for-x"
 
 
 def _by_role(

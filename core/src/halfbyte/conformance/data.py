@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from halfbyte.formats import Format
 from halfbyte.matrix import Matrix
+from halfbyte.problems import InputScales
 from halfbyte.schemes import Scheme
 from halfbyte.weights import ExpertsWeights, LinearWeights
 
@@ -114,10 +116,12 @@ def experts_weights(
     gated: bool = True,
     bias: bool = False,
     shared: bool = False,
+    input_scales: InputScales = "per-expert",
 ) -> ExpertsWeights:
     """Return the weights of experts: gate and up [E, I, H], down [E, H, I]; no gate unless `gated`.
 
-    Gate and up have different global scales, unless one is to be `shared` by both.
+    Gate and up have different global scales, unless one is to be `shared` by both. Input scales, where the scheme has
+    any, are shared by the experts that `input_scales` names and differ otherwise.
     """
 
     def stack(rows: int, columns: int, place: int) -> Matrix:
@@ -135,16 +139,18 @@ def experts_weights(
 
     gate, up, down = stack(intermediate, hidden, 0), stack(intermediate, hidden, 1), stack(hidden, intermediate, 2)
     if shared:
-        gate = Matrix(
-            name=gate.name,
-            format=gate.format,
-            packed=gate.packed,
-            scales=gate.scales,
-            global_scale=up.global_scale,
-            input_global_scale=up.input_global_scale,
-            bias=gate.bias,
-        )
+        gate = replace(gate, global_scale=up.global_scale, input_global_scale=up.input_global_scale)
+    if input_scales != "per-expert":
+        gate, up = (_with_input_scale_of(matrix, up) for matrix in (gate, up))
+    if input_scales == "one":
+        down = _with_input_scale_of(down, down)
     return ExpertsWeights(scheme=scheme, gate=gate if gated else None, up=up, down=down)
+
+
+def _with_input_scale_of(stack: Matrix, other: Matrix) -> Matrix:
+    """The stack with the input scale of another's first expert for all of its own."""
+    scales = other.input_global_scale
+    return replace(stack, input_global_scale=None if scales is None else scales[:1].expand_as(scales).clone())
 
 
 def activations(m: int, k: int, dtype: torch.dtype, *, seed: int = 0, kind: ActivationKind = "random") -> Tensor:

@@ -64,8 +64,9 @@ def quantized(x: Tensor, fmt: Format, global_scale: float | None, rounding: Roun
     """Return x [..., K] as its quantized values are, float64.
 
     NVFP4: the scale is E4M3(divisor * (amax / 6)) in float32 as compressed-tensors has it, 0.125 where that is zero.
-    Without a calibrated global scale it is amax / (448 * 6) of all of x.
+    Without a calibrated global scale it is the rounding's, and if that has none amax / (448 * 6) of all of x.
     """
+    global_scale = rounding.input_scale if global_scale is None else global_scale
     group = fmt.group_size
     groups = x.double().reshape(*x.shape[:-1], x.shape[-1] // group, group)
     amax = groups.abs().amax(-1, keepdim=True)

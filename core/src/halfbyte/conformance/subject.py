@@ -18,7 +18,7 @@ from halfbyte.matrix import Matrix
 from halfbyte.modules import FP4Experts, FP4Linear
 from halfbyte.policies import Policy
 from halfbyte.probe import probe
-from halfbyte.problems import Problem
+from halfbyte.problems import InputScales, Problem
 from halfbyte.refusals import Code
 from halfbyte.specs import Fidelity, KernelSpec
 from halfbyte.weights import ExpertsWeights, LinearWeights
@@ -63,9 +63,14 @@ class Subject:
         )
 
     def experts_weights(
-        self, kind: data.WeightKind = "random", *, bias: bool = False, shared: bool = False
+        self,
+        kind: data.WeightKind = "random",
+        *,
+        bias: bool = False,
+        shared: bool = False,
+        input_scales: InputScales | None = None,
     ) -> ExpertsWeights:
-        """Weights of the case's sizes, on the CPU; one global scale for gate and up where the kernel needs it."""
+        """Weights of the case's sizes, on the CPU; global and input scales differ as far as the kernel takes it."""
         case = self.case
         return data.experts_weights(
             case.scheme,
@@ -77,6 +82,7 @@ class Subject:
             gated=case.activation != "relu2",
             bias=bias,
             shared=shared or case.spec.global_scales == "per-expert",
+            input_scales=input_scales or case.spec.input_scales,
         )
 
     def activations(self, rows: int, kind: data.ActivationKind = "random") -> Tensor:

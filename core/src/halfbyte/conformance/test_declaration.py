@@ -20,7 +20,7 @@ from halfbyte.eligibility import refusals_for
 from halfbyte.kernels import ExpertsKernel, LinearKernel, load_kernel
 from halfbyte.machines import ARCHES, Machine, describe, matches
 from halfbyte.plugins import installed_plugins
-from halfbyte.problems import ACTIVATIONS, DTYPES, ExpertsProblem, LinearProblem, Problem
+from halfbyte.problems import ACTIVATIONS, DTYPES, INPUT_SCALES, ExpertsProblem, LinearProblem, Problem
 from halfbyte.refusals import Code
 from halfbyte.schemes import SCHEMES
 from halfbyte.specs import Fidelity, KernelSpec
@@ -101,6 +101,22 @@ def test_it_refuses_activations_and_biases_of_experts_that_it_does_not_declare(s
         refused = Code.ACTIVATION in _codes(spec, replace(problem, activation=activation), machine)
         assert refused == (activation not in spec.activations), activation
     assert (Code.BIAS in _codes(spec, replace(problem, bias=True), machine)) == (not spec.fuses_bias)
+
+
+def test_it_refuses_experts_with_scales_that_it_does_not_take(spec: KernelSpec) -> None:
+    machine = _own_machine(spec)
+    for case in _settings(spec):
+        problem = problem_of(case)
+        if not isinstance(problem, ExpertsProblem):
+            pytest.skip("a linear kernel has no experts")
+        codes = _codes(spec, replace(problem, shared_global_scale=False), machine)
+        assert (Code.GLOBAL_SCALES in codes) == (spec.global_scales == "per-expert" and problem.gated), problem
+        if spec.schemes[case.scheme.name] is Fidelity.WEIGHT_ONLY or case.scheme.activations is None:
+            continue
+        taken = INPUT_SCALES.index(spec.input_scales)
+        for place, input_scales in enumerate(INPUT_SCALES):
+            codes = _codes(spec, replace(problem, input_scales=input_scales), machine)
+            assert (Code.INPUT_SCALES in codes) == (place < taken), input_scales
 
 
 def test_its_check_answers_for_every_machine_and_twice_the_same(spec: KernelSpec) -> None:

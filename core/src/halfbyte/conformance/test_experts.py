@@ -9,6 +9,7 @@ import torch
 from halfbyte.conformance import data
 from halfbyte.conformance.cases import EXPERTS, ROWS
 from halfbyte.conformance.subject import Subject, same_bytes
+from halfbyte.problems import INPUT_SCALES, InputScales
 
 
 def test_it_is_right_for_every_number_of_tokens(experts_case: Subject) -> None:
@@ -58,6 +59,17 @@ def test_experts_elsewhere_add_nothing(experts_scheme: Subject) -> None:
 
 def test_gate_and_up_with_one_global_scale_are_right(experts_scheme: Subject) -> None:
     weights = experts_scheme.experts_weights(shared=True)
+    module = experts_scheme.experts(weights)
+    experts_scheme.check_experts(module, experts_scheme.activations(7), weights, *experts_scheme.routing(7))
+
+
+@pytest.mark.parametrize("input_scales", INPUT_SCALES)
+def test_it_is_right_for_all_input_scales_that_it_takes(experts_scheme: Subject, input_scales: InputScales) -> None:
+    weights = experts_scheme.experts_weights(input_scales=input_scales)
+    if weights.input_scales is None:
+        pytest.skip("activations have no input scales")
+    if INPUT_SCALES.index(input_scales) < INPUT_SCALES.index(experts_scheme.case.spec.input_scales):
+        pytest.skip("it refuses experts with these input scales")
     module = experts_scheme.experts(weights)
     experts_scheme.check_experts(module, experts_scheme.activations(7), weights, *experts_scheme.routing(7))
 

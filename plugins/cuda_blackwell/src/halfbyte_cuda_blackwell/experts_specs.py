@@ -6,6 +6,7 @@ None of those that need a Blackwell card has run on one: `proof` says how far ea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from halfbyte.machines import Machine
@@ -78,10 +79,10 @@ _B12X: Final = KernelSpec(
     k_multiple=256,
     activations=("silu", "gelu_tanh", "relu2", "swigluoai"),
     gated_order="up-gate",
-    activation_rounding=Rounding(scale="ceil", ties="even"),
+    # Input scales of one where a checkpoint has none: experts_packing.input_multipliers.
+    activation_rounding=Rounding(scale="ceil", ties="even", input_scale=1.0),
     priority=460,
-    # The kit as it is fails over a double, in W4A16 with NVFP4: docs/blackwell.md says what passed.
-    proof=Proof.NONE,
+    proof=Proof.CONTRACT_DOUBLE,
     known_bad=known_bad("experts", "flashinfer.b12x"),
     check=_b12x_check,
     resident_bytes=_swizzled_bytes,
@@ -140,10 +141,10 @@ _TRTLLM: Final = KernelSpec(
     activations=("silu", "swigluoai"),
     gated_order="up-gate",
     global_scales="per-projection",
+    input_scales="one-for-x",
     activation_rounding=Rounding(ties="even"),
     priority=(PriorityRule(priority=420, schemes=("nvfp4-*",)), PriorityRule(priority=280)),
-    # The kit as it is fails over a double, in NVFP4: docs/blackwell.md says what passed.
-    proof=Proof.NONE,
+    proof=Proof.CONTRACT_DOUBLE,
     known_bad=known_bad("experts", "flashinfer.trtllm"),
     check=_trtllm_check,
     resident_bytes=_swizzled_bytes,
@@ -156,18 +157,29 @@ _CUTE_DSL: Final = KernelSpec(
     devices=_SM10X,
     requires=(FLASHINFER, CUTLASS_DSL),
     install=INSTALL,
-    schemes={"nvfp4-w4a4": _NATIVE, "nvfp4-w4a16": _NATIVE},
+    schemes={"nvfp4-w4a4": _NATIVE},
     dtypes=("bfloat16",),
     n_multiple=128,
     k_multiple=128,
     activations=("silu", "gelu_tanh", "relu2", "swigluoai"),
     gated_order="up-gate",
+    input_scales="one",
     activation_rounding=Rounding(ties="even"),
-    priority=(PriorityRule(priority=430, schemes=("*-w4a4",)), PriorityRule(priority=280)),
-    # The kit as it is fails over a double, in W4A4: docs/blackwell.md says what passed.
-    proof=Proof.NONE,
+    priority=430,
+    proof=Proof.CONTRACT_DOUBLE,
     known_bad=known_bad("experts", "flashinfer.cute-dsl"),
     resident_bytes=_swizzled_bytes,
+)
+
+_CUTE_DSL_A16: Final = replace(
+    _CUTE_DSL,
+    id="flashinfer.cute-dsl-a16",
+    target="halfbyte_cuda_blackwell.experts_cute_dsl:CuteDslA16",
+    schemes={"nvfp4-w4a16": _NATIVE, "nvfp4-w4a4": _WEIGHT_ONLY},
+    input_scales="per-expert",
+    activation_rounding=None,
+    priority=280,
+    known_bad=known_bad("experts", "flashinfer.cute-dsl-a16"),
 )
 
 _CUTILE: Final = KernelSpec(
@@ -196,4 +208,4 @@ _CUTILE: Final = KernelSpec(
     resident_bytes=_swizzled_bytes,
 )
 
-EXPERTS: Final = (_B12X, _CUTLASS, _CUTE_DSL, _TRTLLM, _CUTILE, _B12X_A16)
+EXPERTS: Final = (_B12X, _CUTLASS, _CUTE_DSL, _TRTLLM, _CUTE_DSL_A16, _CUTILE, _B12X_A16)

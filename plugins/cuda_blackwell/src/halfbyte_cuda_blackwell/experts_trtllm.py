@@ -1,7 +1,7 @@
 """Experts of TensorRT-LLM through FlashInfer on SM10x: `trtllm_fp4_block_scale_routed_moe`.
 
-NVFP4 W4A4 quantizes x once for all experts: where the experts' calibrated scales differ, the largest serves all of
-them (so it is blocked, see known_bad.py); the hidden activations have each expert's own.
+NVFP4 W4A4 quantizes x once for all experts, which must share its calibrated scale: serving engines take the largest
+there (flashinfer#2356, sglang#38563), which rounds otherwise. The hidden activations have each expert's own.
 MXFP4 leaves activations in bfloat16. Source of the layout: flashinfer-python 0.7.2,
 `fused_moe/prepare.py`, prepare_trtllm_fp4_weights.
 """
@@ -26,8 +26,8 @@ from halfbyte_cuda_blackwell.experts_packing import (
     input_multipliers,
     interleaved,
     local_numbers,
-    one_scale,
     product,
+    require_input_scales,
     second_projection,
 )
 from halfbyte_cuda_blackwell.packing import scale_bytes, shuffled_rows, swizzle_128x4
@@ -43,7 +43,7 @@ class Trtllm:
     def prepare(self, weights: ExpertsWeights, problem: ExpertsProblem) -> dict[str, Tensor]:
         """Rows of up and gate in turn, then shuffled for the epilogue; scales the same way and swizzled after that.
 
-        CheckpointError naming the matrix without a calibrated input scale.
+        CheckpointError naming the matrix without a calibrated input scale; UsageError where those of x differ.
         """
         if problem.activation == "swigluoai":
             weights = weights.with_shared_global_scale() or weights
@@ -125,9 +125,8 @@ def _scales(weights: ExpertsWeights, problem: ExpertsProblem, constants: dict[st
     Clamps and additions come before products are scaled, so their constants are divided by the factor of both.
     """
     inputs, hidden = input_multipliers(weights, problem)
-    # Its activations all have a gate, whose input scale was looked at with the others.
-    gate = cast("Matrix", weights.gate)
-    inputs = one_scale(torch.maximum(inputs, cast("Tensor", gate.input_global_scale)))
+    require_input_scales(weights, "one-for-x", "flashinfer.trtllm")
+    gate = cast("Matrix", weights.gate)  # its activations all have one
     device = gate.packed.device
     gate_scale = product(gate, inputs)
     scaled: dict[str, Tensor] = {name: constants[name] / gate_scale for name in ("beta", "limit") if name in constants}

@@ -11,11 +11,6 @@ from typing import Final
 from halfbyte.specs import KnownBad
 
 _FLASHINFER: Final = "https://github.com/flashinfer-ai/flashinfer"
-_SGLANG: Final = "https://github.com/sgl-project/sglang"
-_ONE_INPUT_SCALE: Final = (
-    "takes one input scale for all experts, the largest; a checkpoint whose experts have their own is computed less "
-    "precisely"
-)
 
 KNOWN_BAD: Final[dict[tuple[str, str], tuple[KnownBad, ...]]] = {
     # Linear
@@ -34,12 +29,6 @@ KNOWN_BAD: Final[dict[tuple[str, str], tuple[KnownBad, ...]]] = {
             effect="an illegal memory access at the first call",
             thread=f"{_FLASHINFER}/issues/3170",
         ),
-    ),
-    ("experts", "flashinfer.trtllm"): (
-        KnownBad(schemes=("nvfp4-w4a4",), effect=_ONE_INPUT_SCALE, thread=f"{_FLASHINFER}/issues/2356"),
-    ),
-    ("experts", "flashinfer.cute-dsl"): (
-        KnownBad(schemes=("nvfp4-w4a4",), effect=_ONE_INPUT_SCALE, thread=f"{_SGLANG}/pull/38563"),
     ),
 }
 
