@@ -57,10 +57,11 @@ def problem_asked(
     }
     if op is None:
         raise UsageError(f"say which problem: --op {' or --op '.join(OPS)}")
-    missing = [name for name, value in (needed | own.pop(op)).items() if value is None]
+    taken = needed | own.pop(op)
+    missing = [name for name, value in taken.items() if value is None]
     strange = [name for others in own.values() for name, value in others.items() if value is not None]
     if strange:
-        raise UsageError(f"--op {op} has no {', '.join(strange)}")
+        raise UsageError(f"--op {op} has no {', '.join(strange)}; it takes {', '.join(taken)}")
     if missing:
         raise UsageError(f"--op {op} needs {', '.join(missing)}")
     common_fields: Any = {"scheme": Scheme.parse(str(scheme)), "dtype": dtype or "bfloat16", "bias": bias}
