@@ -18,10 +18,21 @@ from halfbyte.problems import Problem
 OURS = "marlin.cuda"
 #: humming with its own schedule; see peer_humming.py.
 HUMMING = "humming"
-PEERS = ("marlin.vllm", "marlin.humming", HUMMING, DENSE)
+PEERS = ("marlin.vllm", "marlin.humming", HUMMING, "flashinfer.cutile", DENSE)
 #: Built in, and no peers: they dequantize.
 _LEFT_OUT = "reference,dequantized"
-_DISTRIBUTIONS = ("torch", "halfbyte", "halfbyte-cuda-marlin", "cuda-bindings", "vllm", "humming-kernels")
+_DISTRIBUTIONS = (
+    "torch",
+    "halfbyte",
+    "halfbyte-cuda-marlin",
+    "cuda-bindings",
+    "vllm",
+    "humming-kernels",
+    "halfbyte-cuda-blackwell",
+    "flashinfer-python",
+    "cuda-tile",
+    "nvidia-cuda-tileiras",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +94,18 @@ def points(found: dict[str, Any]) -> list[Point]:
 
 
 def markdown(found: dict[str, Any], bands: Sequence[tuple[int, int]]) -> str:
-    """Everything as markdown: the setting, geometric means by band of rows, and a table for each problem."""
+    """Everything as markdown: the setting, geometric means by band of rows, and a table for each problem.
+
+    Peers that were measured nowhere have no column.
+    """
     every = points(found)
+    peers = [peer for peer in PEERS if any(peer in point.us for point in every)]
     versions = ", ".join(f"{name} {value}" for name, value in found["setting"].items())
     names = dict.fromkeys(point.problem for point in every)
-    tables = [f"**{name}**\n\n{_table([point for point in every if point.problem == name])}" for name in names]
+    tables = [f"**{name}**\n\n{_table([point for point in every if point.problem == name], peers)}" for name in names]
     not_run = [f"* {kernel}: {why}" for kernel, why in found["not run"].items() if kernel not in _LEFT_OUT]
     return "\n\n".join(
-        [versions, _means(every, bands), *tables, *(["Not run:\n" + "\n".join(not_run)] if not_run else [])]
+        [versions, _means(every, bands, peers), *tables, *(["Not run:\n" + "\n".join(not_run)] if not_run else [])]
     )
 
 
@@ -100,14 +115,14 @@ def rows_of_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _means(every: Sequence[Point], bands: Sequence[tuple[int, int]]) -> str:
+def _means(every: Sequence[Point], bands: Sequence[tuple[int, int]], peers: Sequence[str]) -> str:
     """How much faster than each peer, and than the fastest of all at each point: geometric mean and worst."""
     rows = []
     for low, high in bands:
         band = [point for point in every if low <= point.m <= high]
-        against = [[peer] for peer in PEERS] + [list(PEERS)]
-        rows.append((f"M = {low} to {high}", *(_mean([point.ratio(peers) for point in band]) for peers in against)))
-    return rows_of_table(("rows", *(f"against {peer}" for peer in PEERS), "against the fastest"), rows)
+        against = [[peer] for peer in peers] + [list(peers)]
+        rows.append((f"M = {low} to {high}", *(_mean([point.ratio(some) for point in band]) for some in against)))
+    return rows_of_table(("rows", *(f"against {peer}" for peer in peers), "against the fastest"), rows)
 
 
 def _mean(ratios: Sequence[float | None]) -> str:
@@ -115,16 +130,18 @@ def _mean(ratios: Sequence[float | None]) -> str:
     return f"{statistics.geometric_mean(known):.2f}x (worst {min(known):.2f}x)" if known else "-"
 
 
-def _table(every: Sequence[Point]) -> str:
+def _table(every: Sequence[Point], peers: Sequence[str]) -> str:
     def cell(point: Point, kernel: str) -> str:
         return f"{point.us[kernel]:.1f}" if kernel in point.us else "-"
 
-    header = ("M", OURS, *PEERS, "fastest peer / ours", *(f"error of {kernel}" for kernel in (OURS, *PEERS[:3])))
+    kernels = [OURS, *peers]
+    compared = [kernel for kernel in kernels if kernel != DENSE]
+    header = ("M", *kernels, "fastest peer / ours", *(f"error of {kernel}" for kernel in compared))
     rows = []
     for point in every:
         ratio = point.ratio()
-        errors = (f"{point.errors[kernel]:.1e}" if kernel in point.errors else "-" for kernel in (OURS, *PEERS[:3]))
-        times = (cell(point, kernel) for kernel in (OURS, *PEERS))
+        errors = (f"{point.errors[kernel]:.1e}" if kernel in point.errors else "-" for kernel in compared)
+        times = (cell(point, kernel) for kernel in kernels)
         rows.append((str(point.m), *times, "-" if ratio is None else f"{ratio:.2f}x", *errors))
     return rows_of_table(header, rows)
 

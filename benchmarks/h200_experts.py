@@ -1,4 +1,4 @@
-"""Weight-only experts on one NVIDIA card: marlin.cuda beside vLLM's Marlin chain, humming and torch on bf16 weights.
+"""Weight-only experts on one NVIDIA card: marlin.cuda beside vLLM's Marlin chain, humming, cuTile and torch on bf16.
 
     python benchmarks/h200_experts.py [--only gpt-oss-120b-mxfp4] [--m 1,128] [--json experts.json]
     python benchmarks/h200_experts.py --tables experts.json
