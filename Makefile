@@ -26,7 +26,7 @@ help:
 	@echo 'make install PLATFORM=NAME   install core, the plugin for NAME (marlin, blackwell or xpu) and its vendor packages'
 	@echo 'make test                    the whole test suite, with coverage (PYTEST_ARGS="..." adds arguments)'
 	@echo 'make check                   ruff and mypy'
-	@echo 'make docs                    regenerate the generated pages of docs/'
+	@echo 'make docs                    regenerate what is generated in docs/'
 	@echo 'make bench                   run the benchmarks'
 	@echo 'make wheels                  build the wheels of all distributions into dist/'
 	@echo 'make clean                   remove everything above has made, except $(VENV)'
@@ -50,6 +50,7 @@ endif
 
 docs: $(STAMPS)/dev
 	$(BIN)/python tools/generate_docs.py
+	$(BIN)/python benchmarks/write_tables.py
 
 bench: $(STAMPS)/dev
 	set -e; for benchmark in benchmarks/bench_*.py; do $(BIN)/python "$$benchmark"; done

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from comparison import OURS, PEERS, rows_of_table, setting
+from comparison import setting
+from figures import OURS, PEERS, rows_of_table
 from halfbyte import FP4Experts, FP4Linear
 from halfbyte.conformance import data
 from halfbyte.decisions import machine_here, resolve

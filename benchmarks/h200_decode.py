@@ -16,7 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, StaticCache
 
 import halfbyte
-from comparison import rows_of_table, setting
+from comparison import setting
+from figures import rows_of_table
 from halfbyte.units import size_text
 from random_llama import write_random_llama
 

@@ -6,15 +6,14 @@
 As h200_linear.py; routings are random. torch's baseline runs expert after expert, with routings known beforehand.
 """
 
-import json
 from dataclasses import replace
 
-from comparison import arguments, compare, markdown
+from comparison import run
+from figures import Layout
 from halfbyte.problems import ExpertsProblem
 from halfbyte.schemes import MXFP4_W4A16, NVFP4_W4A16
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-BANDS = ((1, 16), (32, 128), (256, 2048))
 EXAMPLE = ExpertsProblem(scheme=MXFP4_W4A16, experts=1, top_k=1, hidden=32, intermediate=32)
 QWEN3 = replace(EXAMPLE, experts=128, top_k=8, hidden=2048, intermediate=768)
 MIXTRAL = replace(EXAMPLE, experts=8, top_k=2, hidden=4096, intermediate=14336)
@@ -26,15 +25,12 @@ PROBLEMS = {
     "mixtral-8x7b-mxfp4": MIXTRAL,
     "gpt-oss-120b-mxfp4": GPT_OSS,
 }
+LAYOUT = Layout(((1, 16), (32, 128), (256, 2048)), {"experts": {name: name for name in PROBLEMS}})
 
 
 def main() -> None:
     """Measure and print the tables, or print those of a file."""
-    options = arguments(__doc__ or "", ROWS, list(PROBLEMS))
-    if options.tables:
-        print(markdown(json.loads(options.tables.read_text(encoding="utf-8")), BANDS))
-        return
-    print(markdown(compare({name: PROBLEMS[name] for name in options.only}, options.m, options.json), BANDS))
+    run(__doc__ or "", PROBLEMS, ROWS, LAYOUT)
 
 
 if __name__ == "__main__":

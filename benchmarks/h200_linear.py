@@ -7,12 +7,12 @@ One run, medians of CUDA-graph replays over copies of the weights that exceed th
 compared with a float64 oracle, and what is wrong is not timed. Peers that are not installed are left out, and named.
 """
 
-import json
 from itertools import product
 
 import torch
 
-from comparison import OURS, arguments, compare, markdown, rows_of_table
+from comparison import run
+from figures import OURS, Layout, rows_of_table
 from halfbyte import FP4Linear
 from halfbyte.conformance import data, oracle
 from halfbyte.conformance.tolerances import errors
@@ -22,11 +22,15 @@ from halfbyte.schemes import SCHEMES
 
 SHAPES = ((4096, 4096), (6144, 4096), (28672, 4096), (4096, 14336), (8192, 28672))
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-BANDS = ((1, 16), (32, 128), (256, 4096))
+FORMATS = ("nvfp4", "mxfp4")
 PROBLEMS = {
     f"{fmt}-{n}x{k}": LinearProblem(scheme=SCHEMES[f"{fmt}-w4a16"], n=n, k=k)
-    for fmt, (n, k) in product(("nvfp4", "mxfp4"), SHAPES)
+    for fmt, (n, k) in product(FORMATS, SHAPES)
 }
+LAYOUT = Layout(
+    ((1, 16), (32, 128), (256, 4096)),
+    {fmt: {f"{n}x{k}": f"{fmt}-{n}x{k}" for n, k in SHAPES} for fmt in FORMATS},
+)
 
 
 @torch.inference_mode()
@@ -41,15 +45,11 @@ def outliers(problem: LinearProblem, m: int) -> float:
 
 def main() -> None:
     """Measure and print the tables, or print those of a file."""
-    options = arguments(__doc__ or "", ROWS, list(PROBLEMS))
-    if options.tables:
-        print(markdown(json.loads(options.tables.read_text(encoding="utf-8")), BANDS))
-        return
-    chosen = {name: PROBLEMS[name] for name in options.only}
-    print(markdown(compare(chosen, options.m, options.json), BANDS))
-    found = [(name, *(f"{outliers(problem, m):.1e}" for m in (1, 16, 256))) for name, problem in chosen.items()]
-    print("\nErrors of marlin.cuda with outlier channels:\n")
-    print(rows_of_table(("problem", "M = 1", "M = 16", "M = 256"), found))
+    chosen = run(__doc__ or "", PROBLEMS, ROWS, LAYOUT)
+    found = [(name, *(f"{outliers(PROBLEMS[name], m):.1e}" for m in (1, 16, 256))) for name in chosen]
+    if found:
+        print("\nErrors of marlin.cuda with outlier channels:\n")
+        print(rows_of_table(("problem", "M = 1", "M = 16", "M = 256"), found))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comparison import HUMMING
+from figures import HUMMING
 from h200_linear import PROBLEMS, ROWS
 from halfbyte import FP4Linear
 from halfbyte.benchmark.timing import copies_needed, median_microseconds

@@ -1,0 +1,39 @@
+"""Write the tables of docs/ that hold the figures in results/; `make docs` runs it.
+
+A table stands between `<!-- figures: FILE TITLE -->`, such as `h200_linear nvfp4`, and `<!-- end of figures -->`.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import h200_experts
+import h200_linear
+
+RESULTS = Path(__file__).parent / "results"
+PAGES = tuple(Path(__file__).parents[1] / "docs" / name for name in ("performance.md", "blackwell.md"))
+LAYOUTS = {
+    "h200_linear": h200_linear.LAYOUT,
+    "h200_experts": h200_experts.LAYOUT,
+    "h200_cutile": h200_experts.LAYOUT,
+}
+_PLACE = re.compile(r"(<!-- figures: (\w+) (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """The page with the tables as the figures have them."""
+    return _PLACE.sub(lambda place: f"{place[1]}\n{_table(place[2], place[3])}\n\n{place[4]}", page)
+
+
+def _table(file: str, title: str) -> str:
+    return LAYOUTS[file].shown(json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8")))[title]
+
+
+def main() -> None:
+    """Write every page that changes."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
