@@ -1,6 +1,7 @@
 """Plans of launches: whatever the sizes, they fit the card, and every part of the work is somebody's."""
 
 import re
+from collections.abc import Iterable
 from importlib import resources
 
 import pytest
@@ -78,6 +79,18 @@ def test_a_plan_for_many_rows_fits_shared_memory_and_covers_all(m, tiles, units,
     assert plan.ctas <= processors
     assert plan.ctas // plan.cluster * plan.rounds >= plan.items
     assert 1 <= plan.cluster <= units
+    # As wide.cu lays it out from a multiple of 1024 on: stages, half a KiB for each warp, barriers.
+    stage = -(-(plan.tokens * 256 + plan.groups * 2 * unit_bytes) // 1024) * 1024
+    assert plan.shared >= 1023 + plan.stages * stage + plan.groups * 4 * 512 + (2 * plan.stages + 3) * 8
+
+
+@settings(max_examples=10)
+@given(tiles=SIZES["tiles"], units=SIZES["units"])
+def test_no_number_of_rows_needs_another_kernel_for_many(tiles: int, units: int):
+    def needed(rows: Iterable[int]) -> set[nvrtc.Macros]:
+        return {wide.macros(wide.plan(m, tiles, units, 2304, 132), mxfp4=False, bf16=True) for m in rows}
+
+    assert needed(range(9, 2200)) | needed((10_000,)) == needed((9, *wide.EVERY_KERNEL))
 
 
 @pytest.mark.parametrize("cluster", [2, 3, 4, 5])
