@@ -35,7 +35,14 @@ def test_the_kernels_for_hopper_compile(mxfp4: bool, bf16: bool):
     plan = pair.plan(8, *SIZES)
     assert plan is not None
     assert nvrtc.machine_code("pair", "sm_90a", pair.macros(8, plan, mxfp4=mxfp4, bf16=bf16))[:4] == b"\x7fELF"
-    options = wide.macros(wide.plan(32, *SIZES), mxfp4=mxfp4, bf16=bf16)
+
+
+@pytest.mark.parametrize(("mxfp4", "bf16"), [(False, True), (True, False)])
+@pytest.mark.parametrize("shape", wide.SHAPES)
+def test_the_kernel_for_many_rows_compiles_for_every_shape_of_its_items(
+    shape: tuple[int, int], mxfp4: bool, bf16: bool
+):
+    options = wide.macros(wide.division(shape, 1, 32, 256, 2304, 132), mxfp4=mxfp4, bf16=bf16)
     assert nvrtc.machine_code("wide", "sm_90a", options)[:4] == b"\x7fELF"
 
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from halfbyte import FP4Experts, FP4Linear, Policy
-from halfbyte.conformance import data
+from halfbyte.conformance import data, oracle
 from halfbyte.kernels import Packed
 from halfbyte.schemes import SCHEMES
+from halfbyte_cuda_marlin.cuda import wide
 from halfbyte_cuda_marlin.cuda.card_packing import pack_codes_on_card
 from halfbyte_cuda_marlin.cuda.cards import card
 from halfbyte_cuda_marlin.cuda.linear import MarlinCuda
-from halfbyte_cuda_marlin.cuda.packing import CODE_BYTES, empty_units, pack_codes
+from halfbyte_cuda_marlin.cuda.packing import CODE_BYTES, empty_units, pack_codes, pack_scales
 
 pytestmark = [
     pytest.mark.cuda,
@@ -34,7 +35,7 @@ def test_the_packing_kernel_packs_as_torch_does(scheme: str, dtype: torch.dtype,
     assert torch.equal(ours[:, :, :CODE_BYTES], torchs[:, :, :CODE_BYTES])
 
 
-@pytest.mark.parametrize("rows", [1, 8, 16, 64], ids=str)
+@pytest.mark.parametrize("rows", [1, 8, 16, 64, 256], ids=str)
 def test_weights_that_were_written_right_before_a_call_are_used(rows: int):
     kernel, packed = MarlinCuda(), []
     for seed in range(2):
@@ -52,6 +53,54 @@ def test_weights_that_were_written_right_before_a_call_are_used(rows: int):
         for name, tensor in changing.tensors.items():
             tensor.copy_(packed[turn % 2][name])
         assert torch.equal(kernel.apply(x, changing, None), expected[turn % 2])
+
+
+@pytest.mark.parametrize(("n", "k"), [(33, 160), (1000, 1440), (4096, 4096)])
+@pytest.mark.parametrize(
+    ("scheme", "dtype"),
+    [("nvfp4-w4a16", torch.bfloat16), ("mxfp4-w4a16", torch.bfloat16), ("nvfp4-w4a16", torch.float16)],
+    ids=str,
+)
+def test_any_number_of_rows_is_right(scheme: str, dtype: torch.dtype, n: int, k: int):
+    kernel, weights = MarlinCuda(), data.linear_weights(SCHEMES[scheme], n, k, dtype=dtype, bias=True)
+    weights = dataclasses.replace(weights, matrix=weights.matrix.to("cuda"))
+    packed = Packed(weights.problem(dtype), kernel.prepare(weights, weights.problem(dtype)))
+    x = data.activations(301, k, dtype, kind="outliers").cuda()
+    expected = oracle.linear(x, weights, None).values.cuda()
+    assert weights.matrix.bias is not None
+    bias = weights.matrix.bias.to(dtype)
+    for rows in range(1, 302):
+        y = kernel.apply(x[:rows], packed, bias)
+        error = (y.double() - expected[:rows]).norm() / expected[:rows].norm()
+        assert error < 2.5e-3, rows
+        assert torch.equal(kernel.apply(x[:rows], packed, bias), y), rows
+
+
+@pytest.mark.parametrize("clusters", [1, 3, None], ids=lambda count: f"{count or 'all'}-clusters")
+@pytest.mark.parametrize("cluster", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("shape", wide.SHAPES, ids=str)
+def test_every_division_of_many_rows_is_right(
+    shape: tuple[int, int], cluster: int, clusters: int | None, monkeypatch: pytest.MonkeyPatch
+):
+    dtype, n, k, m = torch.bfloat16, 1000, 1440, 2 * shape[0] + 17
+    weights = data.linear_weights(SCHEMES["nvfp4-w4a16"], n, k, dtype=dtype)
+    matrix = weights.matrix.to("cuda")
+    units = empty_units(matrix)
+    pack_codes_on_card(matrix, dtype, units, card(0).arch)
+    rows = pack_scales(matrix, dtype, units)
+    tiles, columns, unit_bytes = units.shape
+    plan = wide.division(shape, cluster, m, tiles, unit_bytes, card(0).processors)
+    if clusters is not None:
+        plan = dataclasses.replace(plan, ctas=clusters * cluster)
+    monkeypatch.setattr(wide, "plan", lambda *_: plan)
+    launch = wide.launcher((m, n, k), (tiles, columns, unit_bytes), dtype, torch.device("cuda", 0), card(0))
+    x, results = data.activations(m, k, dtype).cuda(), []
+    for _ in range(2):
+        results.append(torch.full((m, n), float("nan"), dtype=dtype, device="cuda"))
+        launch(x, units, rows, None, results[-1])
+    expected = oracle.linear(x, dataclasses.replace(weights, matrix=matrix), None).values.cuda()
+    assert (results[0].double() - expected).norm() / expected.norm() < 2.5e-3
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("op", ["linear", "experts"])

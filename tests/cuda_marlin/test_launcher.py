@@ -65,10 +65,12 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     return fake
 
 
-def made(*, early: bool = False, x_map: XMap | None = None, sums: tuple[int, int] | None = None) -> Launcher:
+def made(
+    *, early: bool = False, x_map: XMap | None = None, sums: tuple[int, int] | None = None, cluster: int = 1
+) -> Launcher:
     arguments, grid = Arguments(*(None,) * len(POINTERS), 3), (5, 64, 1024)
     kernel, device = ctypes.c_void_p(1), torch.device("cpu")
-    return Launcher(kernel, device, grid, arguments, early=early, x_map=x_map, sums=sums)
+    return Launcher(kernel, device, grid, arguments, early=early, x_map=x_map, sums=sums, cluster=cluster)
 
 
 def tensors() -> tuple[torch.Tensor, ...]:
@@ -101,11 +103,22 @@ def test_a_launch_during_another_uses_other_memory(driver: Driver):
 
 
 def test_an_early_launch_says_so(driver: Driver):
-    made(early=True)(*tensors())
+    launch = made(early=True)
+    launch(*tensors())
     config = driver.launches[-1][0]
     assert config.count == 1
     attribute = Attribute.from_address(config.attributes)
     assert (attribute.id, attribute.value) == (6, 1)
+
+
+def test_a_launch_in_clusters_says_how_large_they_are(driver: Driver):
+    for early in (False, True):
+        launch = made(early=early, cluster=3)
+        launch(*tensors())
+        config = driver.launches[-1][0]
+        attributes = (Attribute * config.count).from_address(config.attributes)
+        assert [attribute.id for attribute in attributes] == ([6, 4] if early else [4])
+        assert (attributes[-1].value, attributes[-1].second, attributes[-1].third) == (3, 1, 1)
 
 
 def test_a_launch_that_fails_is_an_error_and_the_next_one_works(driver: Driver):

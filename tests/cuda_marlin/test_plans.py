@@ -1,6 +1,7 @@
 """Plans of launches: whatever the sizes, they fit the card, and every part of the work is somebody's."""
 
 import re
+from collections.abc import Iterable
 from importlib import resources
 
 import pytest
@@ -72,9 +73,35 @@ def test_pairs_take_the_usual_sizes_on_hopper(tiles: int, units: int):
 def test_a_plan_for_many_rows_fits_shared_memory_and_covers_all(m, tiles, units, unit_bytes, processors):
     plan = wide.plan(m, tiles, units, unit_bytes, processors)
     assert plan.shared <= SHARED_MEMORY
-    assert plan.blocks * plan.groups * 2 >= tiles
     assert plan.token_tiles * plan.tokens >= m
-    assert 1 <= plan.ctas <= processors
+    assert plan.items // plan.token_tiles * plan.groups * 2 >= tiles
+    assert plan.ctas % plan.cluster == 0
+    assert plan.ctas <= processors
+    assert plan.ctas // plan.cluster * plan.rounds >= plan.items
+    assert 1 <= plan.cluster <= units
+    # As wide.cu lays it out from a multiple of 1024 on: stages, half a KiB for each warp, barriers.
+    stage = -(-(plan.tokens * 256 + plan.groups * 2 * unit_bytes) // 1024) * 1024
+    assert plan.shared >= 1023 + plan.stages * stage + plan.groups * 4 * 512 + (2 * plan.stages + 3) * 8
+
+
+@settings(max_examples=10)
+@given(tiles=SIZES["tiles"], units=SIZES["units"])
+def test_no_number_of_rows_needs_another_kernel_for_many(tiles: int, units: int):
+    def needed(rows: Iterable[int]) -> set[nvrtc.Macros]:
+        return {wide.macros(wide.plan(m, tiles, units, 2304, 132), mxfp4=False, bf16=True) for m in rows}
+
+    assert needed(range(9, 2200)) | needed((10_000,)) == needed((9, *wide.EVERY_KERNEL))
+
+
+@pytest.mark.parametrize("cluster", [2, 3, 4, 5])
+@pytest.mark.parametrize("shape", wide.SHAPES)
+@pytest.mark.parametrize("unit_bytes", [2304, 2176])
+def test_the_sums_of_a_cluster_fit_where_units_were(unit_bytes: int, shape: tuple[int, int], cluster: int):
+    tokens, groups = shape
+    plan = wide.division(shape, cluster, 100, 64, unit_bytes, 132)
+    # As wide.cu lays it out: for every slice of 16 tokens, the float sums of all rows from each CTA of the cluster.
+    places = -(-tokens // 16 // cluster) * cluster
+    assert places * 16 * groups * 64 * 4 <= plan.stages * (tokens * 256 + groups * 2 * unit_bytes)
 
 
 @given(m=st.integers(9, 5000), bf16=st.booleans(), mxfp4=st.booleans(), **SIZES)

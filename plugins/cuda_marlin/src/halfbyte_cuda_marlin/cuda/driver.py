@@ -15,6 +15,7 @@ from halfbyte_cuda_marlin.cuda.cards import card
 from halfbyte_cuda_marlin.cuda.nvrtc import Macros, machine_code
 
 _MAX_DYNAMIC_SHARED_SIZE_BYTES = 8
+CLUSTER_DIMENSION = 4
 PROGRAMMATIC_STREAM_SERIALIZATION = 6
 _INVALID_CONTEXT = 201
 #: Faults of a kernel that ran before, whoever launched it: an address, an assertion, the launch itself.
@@ -26,9 +27,12 @@ POINTERS = tuple((name, ctypes.c_void_p) for name in ("x", "w", "row_mult", "bia
 
 
 class Attribute(ctypes.Structure):
-    """CUlaunchAttribute, for values that are a number."""
+    """CUlaunchAttribute, for values that are a number, or three."""
 
-    _fields_ = (("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60))
+    _fields_ = (
+        *(("id", ctypes.c_int), ("pad", ctypes.c_char * 4), ("value", ctypes.c_int)),
+        *(("second", ctypes.c_int), ("third", ctypes.c_int), ("rest", ctypes.c_char * 52)),
+    )
 
 
 class Config(ctypes.Structure):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from halfbyte_cuda_marlin.cuda.driver import (
+    CLUSTER_DIMENSION,
     POINTERS,
     PROGRAMMATIC_STREAM_SERIALIZATION,
     Attribute,
@@ -21,8 +22,6 @@ from halfbyte_cuda_marlin.cuda.driver import (
 )
 from halfbyte_cuda_marlin.cuda.workspace import workspace
 
-_EARLY: Final = Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, b"", 1)
-_EARLY_AT: Final = ctypes.addressof(_EARLY)
 _ADDRESSES: Final = struct.Struct(f"@{len(POINTERS)}P")
 
 
@@ -58,6 +57,7 @@ class Launcher:
         x_map: what its second argument is, if it has one.
         sums: how many partial sums and counters it needs (see workspace.py).
         early: it may start while the kernel in front of it ends; see below.
+        cluster: how many neighbouring blocks run side by side and share memory.
 
     A kernel that starts early reads weights at once and waits before it touches anything else. That is right as long as
     what writes weights does not use griddepcontrol.launch_dependents: by PTX's manual, all that comes after it then
@@ -74,9 +74,14 @@ class Launcher:
         x_map: XMap | None = None,
         sums: tuple[int, int] | None = None,
         early: bool = False,
+        cluster: int = 1,
     ) -> None:
         self._kernel, self._device, self._index, self._grid = kernel, device, device.index or 0, grid
-        self._arguments, self._x_map, self._sums, self._early = arguments, x_map, sums, early
+        self._arguments, self._x_map, self._sums = arguments, x_map, sums
+        asked = [Attribute(PROGRAMMATIC_STREAM_SERIALIZATION, b"", 1)] if early else []
+        if cluster > 1:
+            asked.append(Attribute(CLUSTER_DIMENSION, b"", cluster, 1, 1))
+        self._attributes = (Attribute * len(asked))(*asked)
         # Each is one call's at a time: a list's pop and append are atomic.
         self._idle: list[_Frame] = []
 
@@ -105,4 +110,5 @@ class Launcher:
 
     def _frame(self) -> _Frame:
         blocks, threads, shared = self._grid
-        return _Frame(self._arguments, Config(blocks, 1, 1, threads, 1, 1, shared, None, _EARLY_AT, int(self._early)))
+        at, count = ctypes.addressof(self._attributes), len(self._attributes)
+        return _Frame(self._arguments, Config(blocks, 1, 1, threads, 1, 1, shared, None, at, count))

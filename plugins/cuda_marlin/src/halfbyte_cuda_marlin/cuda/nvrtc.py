@@ -45,7 +45,9 @@ def source(kernel: str) -> str:
 
 def headers(macros: dict[str, int]) -> dict[str, str]:
     """What kernels may include, by name: `wgmma.cuh` is written for NTOK tokens, or for every NSTEP up to them."""
-    known = {name: source(name) for name in ("fp4.cuh", "few.cuh", "barriers.cuh", "cluster.cuh", "experts.cuh")}
+    known = {
+        name: source(name) for name in ("fp4.cuh", "few.cuh", "barriers.cuh", "cluster.cuh", "ring.cuh", "experts.cuh")
+    }
     if "NTOK" in macros:
         most, bf16 = macros["NTOK"], bool(macros["BF16"])
         step = macros.get("NSTEP", most)

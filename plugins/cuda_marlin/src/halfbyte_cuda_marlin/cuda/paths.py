@@ -17,10 +17,10 @@ from halfbyte_cuda_marlin.cuda.dense import Dense
 #: Computes y [M, N] from x [M, K], units, rows, bias and memory for y, on the current device.
 Path: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], None]
 
+#: On Hopper: the most rows for which the matrix units of warpgroups are no faster.
+_FEW: Final = 8
 #: Numbers of rows that between them need every kernel that a layer can need.
-EVERY_KERNEL: Final = (1, 2, 8, 9, 16, 17, 24, 25, *range(32, 2049, 32), 4096)
-#: Units of 128 columns from which staging x costs more than the matrix units of warpgroups.
-_LONG: Final = 64
+EVERY_KERNEL: Final = (1, 2, _FEW, _FEW + 1, *wide.EVERY_KERNEL)
 #: Without Hopper's matrix units: where 16 rows at a time read no fewer bytes than dequantizing first.
 _MOST_IN_SLICES: Final = 64
 
@@ -45,19 +45,12 @@ def path(
         if m <= _MOST_IN_SLICES:
             return _slices(shape, weights, dtype, device, card)
         return Dense(shape, weights, dtype, device, card)
-    paired = pair.plan(m, tiles, units, unit_bytes, card.processors, card.shared) if m <= pair.MOST_ROWS else None
-    if paired is not None and m <= _most_for_pairs(tiles, units):
+    if m > _FEW:
+        return wide.launcher(shape, weights, dtype, device, card)
+    paired = pair.plan(m, tiles, units, unit_bytes, card.processors, card.shared)
+    if paired is not None:
         return pair.launcher(paired, shape, weights, dtype, device, card)
-    if m <= (small.MOST_ROWS if units <= _LONG else 8):
-        return small.launcher(shape, weights, dtype, device, card)
-    return wide.launcher(shape, weights, dtype, device, card)
-
-
-def _most_for_pairs(tiles: int, units: int) -> int:
-    """Rows of x up to which pairs are faster than warpgroups."""
-    if units > _LONG:
-        return 16
-    return 32 if tiles <= 256 else 24
+    return small.launcher(shape, weights, dtype, device, card)
 
 
 def _slices(

@@ -4,52 +4,69 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 import torch
 
-from halfbyte_cuda_marlin.cuda.cards import Card
+from halfbyte_cuda_marlin.cuda.cards import SHARED_MEMORY, Card
 from halfbyte_cuda_marlin.cuda.driver import POINTERS, function
 from halfbyte_cuda_marlin.cuda.launcher import Launcher, XMap
 from halfbyte_cuda_marlin.cuda.nvrtc import Macros
 from halfbyte_cuda_marlin.cuda.packing import is_mxfp4
 
-#: Units of 128 columns on their way, by (tokens of a tile, warpgroups): what fits into shared memory.
-_STAGES: Final = {(32, 4): 6, (32, 2): 8, (64, 4): 6, (64, 2): 8, (128, 4): 4, (128, 3): 4, (128, 2): 5, (256, 2): 3}
-#: Microseconds of one such unit, measured on one H200.
-_UNIT: Final = {
-    (32, 4): 0.92,
-    (32, 2): 0.54,
-    (64, 4): 1.06,
-    (64, 2): 0.60,
-    (128, 4): 1.53,
-    (128, 3): 1.16,
-    (128, 2): 0.77,
-    (256, 2): 1.36,
+#: Items by (tokens, warpgroups): microseconds of a unit of 128 columns, and of what comes before and after all units,
+#: fitted to 680 launches on one H200.
+_TIMES: Final = {
+    (16, 2): (0.35, 0.4),
+    (16, 4): (0.63, 1.2),
+    (32, 2): (0.39, 0.6),
+    (32, 4): (0.70, 1.4),
+    (64, 2): (0.48, 1.0),
+    (64, 4): (0.88, 2.2),
+    (128, 2): (0.67, 1.9),
+    (128, 3): (0.95, 3.9),
+    (128, 4): (1.29, 4.0),
+    (256, 2): (1.28, 4.7),
 }
-#: Tokens from which the largest tile is always the best.
+SHAPES: Final = tuple(_TIMES)
+#: Microseconds of exchanging an item's sums.
+_EXCHANGE: Final = 2.4
+#: How many clusters of each size run at the same time on one H200; some processors have no neighbours left.
+_CLUSTERS: Final = {1: 132, 2: 66, 3: 39, 4: 30, 5: 22}
+#: Tokens, and units of K, beyond which the large items differ too little for the model.
 _MANY: Final = 2048
-_CTAS: Final = 128
+_LONG: Final = 64
+#: All tokens are divided among at most so many items, or into items of 128 and more.
+_MOST_TOKEN_TILES: Final = 16
+#: Numbers of rows that between them need every kernel: in between, every shape has as many items.
+EVERY_KERNEL: Final = (*range(16, 256, 16), *range(256, 512, 32), *range(512, 1024, 64), *range(1024, 2049, 128), 4096)
+_MOST_STAGES: Final = 8
+#: What barriers, and a warp's results on their way out, need of shared memory; and its start that is lost to alignment.
+_BARRIERS: Final = 256
+_STAGING: Final = 512
+_ALIGNMENT: Final = 1024
 
 
 class _Args(ctypes.Structure):
-    _fields_ = (
-        *POINTERS,
-        *((name, ctypes.c_int) for name in ("m", "n", "k", "units", "tiles", "blocks", "ttiles")),
-    )
+    _fields_ = (*POINTERS, *((name, ctypes.c_int) for name in ("m", "n", "units", "tiles", "items", "ttiles")))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a launch divides the work: tiles of `tokens` rows of x and `groups` x 64 rows of W."""
+    """How a launch divides the work.
+
+    An item is `tokens` rows of x and `groups` x 64 rows of W, cut along K among the CTAs of a `cluster`. A cluster has
+    up to `rounds` items, one after the other; `stages` of 128 columns are on their way.
+    """
 
     tokens: int
     groups: int
-    stages: int
+    cluster: int
     ctas: int
-    blocks: int
+    rounds: int
+    stages: int
+    items: int
     token_tiles: int
     shared: int
 
@@ -57,32 +74,34 @@ class Plan:
 @functools.lru_cache(maxsize=4096)
 def plan(m: int, tiles: int, units: int, unit_bytes: int, processors: int) -> Plan:
     """The division for m rows that should take the least time."""
-    shapes = [(256, 2)] if m > _MANY else list(_STAGES)
-    options = (option for shape in shapes for option in _options(m, tiles, units, processors, *shape))
-    _, tokens, groups, ctas = min(options)
-    stages, stage = _STAGES[tokens, groups], -(-(tokens * 256 + groups * 2 * unit_bytes) // 1024) * 1024
-    blocks, token_tiles = -(-tiles // (2 * groups)), -(-m // tokens)
-    return Plan(tokens, groups, stages, ctas, blocks, token_tiles, 1024 + stages * (stage + 16))
+    if m > _MANY:
+        return division((256, 2) if units > _LONG else (128, 4), 1, m, tiles, unit_bytes, processors)
+    options = ((shape, cluster) for shape in SHAPES for cluster in _CLUSTERS if cluster <= units)
+    plans = [
+        division(shape, cluster, m, tiles, unit_bytes, processors)
+        for shape, cluster in options
+        if shape[0] >= min(128, m / _MOST_TOKEN_TILES)
+    ]
+    return min(plans, key=lambda plan: _microseconds(plan, units))
 
 
-def _options(
-    m: int, tiles: int, units: int, processors: int, tokens: int, groups: int
-) -> Iterator[tuple[float, int, int, int]]:
-    """(microseconds, tokens, groups, CTAs) of whole items, if they are few enough, and of even shares.
+def division(shape: tuple[int, int], cluster: int, m: int, tiles: int, unit_bytes: int, processors: int) -> Plan:
+    """The plan with items of this shape (tokens, warpgroups) and clusters of this size."""
+    tokens, groups = shape
+    stage = -(-(tokens * 256 + groups * 2 * unit_bytes) // 1024) * 1024
+    rest = _ALIGNMENT + _BARRIERS + groups * 4 * _STAGING
+    stages = min(_MOST_STAGES, (SHARED_MEMORY - rest) // stage)
+    token_tiles = -(-m // tokens)
+    items = -(-tiles // (2 * groups)) * token_tiles
+    rounds = -(-items // max(1, _CLUSTERS[cluster] * processors // _CLUSTERS[1]))
+    ctas = -(-items // rounds) * cluster
+    return Plan(tokens, groups, cluster, ctas, rounds, stages, items, token_tiles, rest + stages * stage)
 
-    An item that is cut costs its partial sums, the more CTAs share it; where shares and items begin at different units,
-    a CTA has two of them.
-    """
-    items = -(-tiles // (2 * groups)) * -(-m // tokens)
-    even = min(_CTAS, processors, items * units)
-    for ctas in (even, items) if items <= processors else (even,):
-        share = -(-items * units // ctas)
-        cut = 0.0
-        if items % ctas:
-            cut = 2 + max(2, -(-units // share)) * tokens * groups / 340
-            uneven = items * units % ctas or (units % share and share % units)
-            cut += 3.5 if uneven else 0
-        yield share * _UNIT[tokens, groups] + cut, tokens, groups, ctas
+
+def _microseconds(own: Plan, units: int) -> float:
+    """What a launch takes, beside what any launch takes."""
+    unit, item = _TIMES[own.tokens, own.groups]
+    return own.rounds * (-(-units // own.cluster) * unit + item + (_EXCHANGE if own.cluster > 1 else 0))
 
 
 def macros(own: Plan, *, mxfp4: bool, bf16: bool) -> Macros:
@@ -103,8 +122,8 @@ def launcher(
         kernel,
         device,
         (own.ctas, own.groups * 128 + 128, own.shared),
-        _Args(*(None,) * len(POINTERS), m, n, k, units, tiles, own.blocks, own.token_tiles),
+        _Args(*(None,) * len(POINTERS), m, n, units, tiles, own.items, own.token_tiles),
         x_map=XMap((m, k), own.tokens, bf16),
-        sums=(2 * own.ctas * 64 * own.groups * own.tokens, own.blocks * own.token_tiles),
         early=True,
+        cluster=own.cluster,
     )

@@ -5,16 +5,11 @@
 // BUFFERS (1 or 2, for results on their way out).
 #include "fp4.cuh"
 #include "barriers.cuh"
+#include "ring.cuh"
 #include "experts.cuh"
 #include "wgmma.cuh"   // nvrtc.py writes it: one wgmma for each number of tokens, by the number of its sums
 
-#define THREADS (WGS * 128)           // that compute; one more warpgroup fetches
-#define REGS (WGS == 4 ? 112 : WGS == 3 ? 160 : 232)   // of a computing thread; 32 of a fetching one: what the launch gave
-#define ROWS (WGS * 64)
-#define TILES (ROWS / 32)
 #define BOX (NSTEP * 128)        // NSTEP rows x 64 columns of x
-#define XTILE (NTOK * 256)       // 128 columns of x: two swizzled halves of 64
-#define STAGE ((XTILE + TILES * UNIT + 1023) / 1024 * 1024)
 #define SLICE 16                 // tokens
 #define PIECES (ACT == 0 || ACT == 4 ? 8 : 4)   // of 8 results, that a warpgroup's 64 rows make for a token
 
@@ -23,17 +18,10 @@ struct Args {
   int n, units, tiles, parts;   // columns of y; of an expert's weights: units along K, tiles of 32 rows, parts of ROWS rows
 };
 
-struct __align__(64) TensorMap { u64 v[16]; };
-struct Ring { u32 data, barriers; int stage, phase; };
 struct Item { int expert, first, rows, part; };   // first sorted row, rows; part of the expert's weights
 
-// A stage's barriers: it is full; it may be filled again; its weights are on their way, and `items` says whose they are.
-__device__ __forceinline__ u32 full(const Ring& ring, int stage) { return ring.barriers + stage * 8; }
-__device__ __forceinline__ u32 empty(const Ring& ring, int stage) { return ring.barriers + (STAGES + stage) * 8; }
+// A stage's third barrier: its weights are on their way, and `items` says whose they are.
 __device__ __forceinline__ u32 named(const Ring& ring, int stage) { return ring.barriers + (2 * STAGES + stage) * 8; }
-__device__ __forceinline__ void advance(Ring& ring) {
-  if (++ring.stage == STAGES) { ring.stage = 0; ring.phase ^= 1; }
-}
 
 // Item i of all; `near` is what lane l loaded: block number i / parts - 16 + l. The blocks of an expert come one after the
 // other for each part of its weights, so that CTAs that run at the same time read the same weights.
@@ -70,8 +58,7 @@ __device__ __forceinline__ void fetch_weights(const Args& g, Ring ring, Item* it
       }
       __syncwarp();
       if (lane < tiles)
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                         ring.data + ring.stage * STAGE + XTILE + lane * UNIT), "l"(w), "r"(UNIT), "r"(bar) : "memory");
+        bulk_copy(ring.data + ring.stage * STAGE + XTILE + lane * UNIT, w, UNIT, bar);
       advance(ring);
     }
     i = next;
@@ -100,9 +87,8 @@ __device__ __forceinline__ void fetch_x(const Args& g, const TensorMap& xmap, Ri
       if (lane == 0) expect(bar, boxes * 2 * BOX);
       __syncwarp();
       if (box < boxes)
-        asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
-                     ::"r"(ring.data + ring.stage * STAGE + half * NTOK * 128 + box * BOX), "l"(&xmap),
-                     "r"(u * 128 + half * 64), "r"(item.first + box * NSTEP), "r"(bar) : "memory");
+        copy_box(ring.data + ring.stage * STAGE + half * NTOK * 128 + box * BOX, xmap, u * 128 + half * 64,
+                 item.first + box * NSTEP, bar);
       advance(ring);
     }
   }
@@ -124,16 +110,6 @@ __device__ __forceinline__ Rows load_rows(const Args& g, const Item& item, int w
     rows.add[h] = to_float(add);
   }
   return rows;
-}
-
-__device__ __forceinline__ u32 pair(float low, float high) {
-  u32 v;
-#if BF16
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
-#else
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
-#endif
-  return v;
 }
 
 // A warpgroup's results go through shared memory, SLICE tokens at a time, so that a thread stores 8 of a token at once.
@@ -196,14 +172,8 @@ __device__ __forceinline__ void step(float (&acc)[NTOK / 2], const u32 (&a)[4][4
   }
   float (&own)[LOW / 2] = reinterpret_cast<float (&)[LOW / 2]>(acc);
 #pragma unroll
-  for (int i = 0; i < 4; i++) wgmma(own, a[i], (u64)0x40000040 << 32 | (x + i * 2), 1);   // 8 rows in 1024 bytes, swizzled
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-// v, computed once: ptxas would do it again in every round.
-__device__ __forceinline__ u32 kept(u32 v) {
-  asm volatile("" : "+r"(v));
-  return v;
+  for (int i = 0; i < 4; i++) wgmma(own, a[i], descriptor(x + i * 2), 1);
+  commit();
 }
 
 // What a warpgroup does where the weights have no rows for it any more.
@@ -216,39 +186,12 @@ __device__ __forceinline__ void skip(const Args& g, Ring& ring, int lane) {
 }
 
 __device__ __forceinline__ void multiply(const Args& g, Ring& ring, const Item& item, u32 staging, int tid) {
-  const int warp = tid / 32, lane = tid % 32, r = warp % 2;
+  const int warp = tid / 32, lane = tid % 32;
   if (item.part * TILES + __shfl_sync(~0u, warp / 4, 0) * 2 >= g.tiles) return skip(g, ring, lane);
   const Rows rows = load_rows(g, item, warp, lane);
-  u32 base;
-  asm volatile("mov.u32 %0, 0x60006000;" : "=r"(base));
-  const u32 weights = ring.data + XTILE + warp / 2 * UNIT;
-  const u32 codes = kept(weights + r * 1024 + lane * 16), scale = kept(weights + 2048 + (FMT ? 0 : r * 128) + lane / 4 * 16);
-  const u32 x = (ring.data >> 4) | 1 << 16;
   float acc[NTOK / 2];
-#pragma unroll
-  for (int i = 0; i < NTOK / 2; i++) acc[i] = 0.f;
-  u32 before = 0;
-  for (int u = 0; u < g.units; u++) {
-    wait_barrier(full(ring, ring.stage), ring.phase);
-    const u32 at = ring.stage * STAGE;
-    const uint4 q[2] = {lds16(codes + at), lds16(codes + at + 512)}, sc = lds16(scale + at);
-    u32 a[2][4][4];
-#pragma unroll
-    for (int h = 0; h < 2; h++) {
-      asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-      if (h == 1) {   // all that read the previous stage is done
-        if (u && lane == 0) arrive(before);
-        before = empty(ring, ring.stage);
-      }
-      fragments(q[h].x, q[h].y, sc, 2 * h, r, base, a[h][0], a[h][1]);
-      fragments(q[h].z, q[h].w, sc, 2 * h + 1, r, base, a[h][2], a[h][3]);
-      asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-      step<NSTEP, NTOK>(acc, a[h], x + at / 16 + h * (NTOK * 128 / 16), item.rows);
-    }
-    advance(ring);
-  }
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-  if (lane == 0) arrive(before);
+  multiply_stages<4>(ring, g.units, acc, warp, lane,
+                     [&](const u32 (&a)[4][4], u32 x) { step<NSTEP, NTOK>(acc, a, x, item.rows); });
   finish(g, item, acc, rows, staging, tid);
 }
 
@@ -262,9 +205,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + 128, 1)
   Ring ring = {data, barriers, 0, 0};
   if (tid == 0) {
     for (int i = 0; i < STAGES; i++) {
-      asm volatile("mbarrier.init.shared.b64 [%0], 2;" ::"r"(full(ring, i)));
-      asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(empty(ring, i)), "r"(WGS * 4));
-      asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(named(ring, i)));
+      init_barrier(full(ring, i), 2);
+      init_barrier(empty(ring, i), WGS * 4);
+      init_barrier(named(ring, i), 1);
     }
     asm volatile("fence.mbarrier_init.release.cluster;");
   }

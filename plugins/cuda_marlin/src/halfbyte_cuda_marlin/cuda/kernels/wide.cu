@@ -1,175 +1,231 @@
 // W4A16 linear for many rows of x, SM90: wgmma with the decoded weights as A from registers, x as B in shared memory.
-// Compile-time: FMT, BF16, NTOK (tokens per tile), WGS (warpgroups of 64 rows), STAGES (of 128 columns).
+// An item is ROWS rows of W times NTOK rows of x. The CTAs of a cluster share each item: each multiplies a part of K, then
+// finishes a part of the tokens, for which the others send it their sums.
+// Compile-time: FMT, BF16, NTOK (tokens of an item), WGS (warpgroups of 64 rows), STAGES (of 128 columns).
 #include "fp4.cuh"
 #include "barriers.cuh"
+#include "cluster.cuh"
+#include "ring.cuh"
 #include "wgmma.cuh"   // nvrtc.py writes it: wgmma names every register
 
-#define THREADS (WGS * 128)           // that compute; one more warpgroup fetches
-// Registers of a computing and of a fetching thread: together what the launch gave.
-#define REGS (WGS == 4 ? 112 : WGS == 3 ? 152 : 240)
-#define FETCH_REGS (WGS == 4 ? 32 : WGS == 3 ? 56 : 24)
-#define ROWS (WGS * 64)
+#define STEPS (WGS != 3 && NTOK <= 128 ? 2 : 4)   // of 16 columns, that are decoded and committed together
+#define SLICE 16                 // tokens that are finished together
+#define SLICES (NTOK / SLICE)
+#define SUMS (THREADS * 32)      // bytes of a slice's sums
+#define STAGING 512              // bytes in which a warp turns a slice
 
 struct Args {
   const u16* x; const u8* w; const float* row_mult; const u16* bias; u16* y;
-  float* part; u32* counter;
-  int m, n, k, units, tiles;   // tiles of 32 rows
-  int blocks, ttiles;          // of ROWS rows, of NTOK tokens
+  float* part; u32* counter;   // not used
+  int m, n, units, tiles;      // units of 128 columns, tiles of 32 rows
+  int items, ttiles;           // of NTOK rows of x
 };
 
-#define XTILE (NTOK * 256)       // 128 columns of x: two swizzled halves of 64
-#define STAGE ((XTILE + WGS * 2 * UNIT + 1023) / 1024 * 1024)
+struct Cluster { int rank, size, first, units; };   // the units of K that this CTA multiplies
+struct Item { int tile, token; };                   // the first of its tiles and of its rows of x
 
-struct __align__(64) TensorMap { u64 v[16]; };
+// Barriers besides the stages': all others have drained their rings; their sums have landed here; they have been added.
+__device__ __forceinline__ u32 drained(const Ring& ring) { return ring.barriers + 2 * STAGES * 8; }
+__device__ __forceinline__ u32 landed(const Ring& ring) { return ring.barriers + (2 * STAGES + 1) * 8; }
+__device__ __forceinline__ u32 added(const Ring& ring) { return ring.barriers + (2 * STAGES + 2) * 8; }
 
-// All (item, unit) pairs, K fastest, are dealt out evenly in flat ranges; an item is ROWS rows x NTOK tokens.
+// Items that run at the same time have the same rows of W.
+__device__ __forceinline__ Item find(const Args& g, int i) { return {i / g.ttiles * TILES, i % g.ttiles * NTOK}; }
+
+// Runs `fetch(item, unit, stage's data, barrier)` for all that this CTA multiplies.
+template <class Fetch>
+__device__ __forceinline__ void fetch_all(const Args& g, Ring ring, const Cluster& own, Fetch fetch) {
+  int turn = 0;
+  ring.phase = 1;
+  for (int i = blockIdx.x / own.size; i < g.items; i += gridDim.x / own.size) {
+    const Item item = find(g, i);
+    if (own.size > 1 && turn) wait_barrier(added(ring), turn - 1 & 1);
+    turn++;
+#pragma unroll 1
+    for (int u = own.first; u < own.first + own.units; u++) {
+      wait_barrier(empty(ring, ring.stage), ring.phase);
+      fetch(item, u, ring.data + ring.stage * STAGE, full(ring, ring.stage));
+      advance(ring);
+    }
+  }
+}
+
+__device__ __forceinline__ void fetch_weights(const Args& g, const Ring& ring, const Cluster& own, int lane) {
+  fetch_all(g, ring, own, [&](const Item& item, int u, u32 data, u32 bar) {
+    const int tiles = min(g.tiles - item.tile, TILES);
+    if (lane == 0) expect(bar, tiles * UNIT);
+    __syncwarp();
+    if (lane < tiles) bulk_copy(data + XTILE + lane * UNIT, g.w + ((u64)(item.tile + lane) * g.units + u) * UNIT, UNIT, bar);
+  });
+}
+
+__device__ __forceinline__ void fetch_x(const Args& g, const TensorMap& xmap, const Ring& ring, const Cluster& own, int lane) {
+  fetch_all(g, ring, own, [&](const Item& item, int u, u32 data, u32 bar) {
+    if (lane == 0) expect(bar, XTILE);
+    __syncwarp();
+    if (lane < 2) copy_box(data + lane * NTOK * 128, xmap, u * 128 + lane * 64, item.token, bar);
+  });
+}
+
+// What a thread's rows g and g + 8 are multiplied by, and what is added.
+struct Rows { float mult[2], add[2]; };
+
+__device__ __forceinline__ Rows load_rows(const Args& g, const Item& item, int warp, int lane) {
+  Rows rows;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int row = min(item.tile * 32 + warp * 16 + h * 8 + lane / 4, g.n - 1);
+    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(rows.mult[h]) : "l"(g.row_mult + row));   // volatile: well before its use
+    u16 add = 0;
+    if (g.bias) asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(add) : "l"(g.bias + row));
+    rows.add[h] = to_float(add);
+  }
+  return rows;
+}
+
+__device__ __forceinline__ void multiply(Ring& ring, const Cluster& own, float (&acc)[NTOK / 2], int warp, int lane) {
+  multiply_stages<STEPS>(ring, own.units, acc, warp, lane, [&](const u32 (&a)[STEPS][4], u32 x) {
+#pragma unroll
+    for (int i = 0; i < STEPS; i++) wgmma(acc, a[i], descriptor(x + i * 2), 1);
+    commit();
+  });
+}
+
+// The CTAs of a cluster own the slices in turn. An owner finishes its slices, for which the others send it their sums: those
+// of slice s land in its ring, at the place of slice s - owner + sender.
+__device__ __forceinline__ int next_owner(const Cluster& own, int owner) { return owner + 1 == own.size ? 0 : owner + 1; }
+__device__ __forceinline__ u32 landing(const Ring& ring, int place, int tid) { return ring.data + place * SUMS + tid * 16; }
+
+__device__ __forceinline__ void send(const Ring& ring, const Cluster& own, const float (&acc)[NTOK / 2], int slices, int turn,
+                                     int tid) {
+  asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");   // nobody reads this ring any more
+  if (tid == 0) {
+    expect(landed(ring), (slices - own.rank + own.size - 1) / own.size * (own.size - 1) * SUMS);
+    for (int peer = 0; peer < own.size; peer++)
+      if (peer != own.rank) arrive_at(drained(ring), peer);
+  }
+  wait_cluster_barrier(drained(ring), turn & 1);
+#pragma unroll
+  for (int s = 0, owner = 0; s < SLICES; s++, owner = next_owner(own, owner)) {
+    if (s >= slices || owner == own.rank) continue;
+    const u32 to = mapped(landing(ring, s - owner + own.rank, tid), owner), bar = mapped(landed(ring), owner);
+#pragma unroll
+    for (int j = 0; j < 2; j++) store_at(to + j * THREADS * 16, acc + 8 * s + 4 * j, bar);
+  }
+}
+
+// The others' sums are added to this CTA's own in the order of their ranks.
+__device__ __forceinline__ void receive(const Ring& ring, const Cluster& own, float (&acc)[NTOK / 2], int slices, int turn,
+                                        int tid, int lane) {
+  wait_cluster_barrier(landed(ring), turn & 1);
+#pragma unroll
+  for (int s = 0, owner = 0; s < SLICES; s++, owner = next_owner(own, owner)) {
+    if (s >= slices || owner != own.rank) continue;
+    for (int sender = 0; sender < own.size; sender++) {
+      if (sender == own.rank) continue;
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const uint4 v = lds16(landing(ring, s - owner + sender, tid) + j * THREADS * 16);
+        float* const sums = acc + 8 * s + 4 * j;
+        sums[0] += __uint_as_float(v.x); sums[1] += __uint_as_float(v.y);
+        sums[2] += __uint_as_float(v.z); sums[3] += __uint_as_float(v.w);
+      }
+    }
+  }
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");   // the ring is the copies' again
+  __syncwarp();
+  if (lane == 0) arrive(added(ring));
+}
+
+// 8 results of a token, the first of which is column `col`.
+__device__ __forceinline__ void store(const Args& g, int token, int col, const uint4& v) {
+  u16* const y = g.y + (u64)token * g.n + col;
+  if (g.n % 8 == 0) {
+    if (col < g.n) *(uint4*)y = v;
+    return;
+  }
+  const u32 words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+  for (int i = 0; i < 8; i++)
+    if (col + i < g.n) y[i] = (u16)(words[i / 2] >> i % 2 * 16);
+}
+
+// A warp's 16 rows x 16 tokens at a time, turned in shared memory so that a thread stores 8 results of a token at once.
+__device__ __forceinline__ u32 piece_at(int token, int piece) { return (token * 2 + (piece ^ token / 4 % 2)) * 16; }
+
+__device__ __forceinline__ void finish(const Args& g, const Cluster& own, const Item& item, const float (&acc)[NTOK / 2],
+                                       const Rows& rows, int slices, u32 staging, int warp, int lane) {
+  const u32 to = staging + warp * STAGING + piece_at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  const u32 from = staging + warp * STAGING + piece_at(lane / 2, lane % 2);
+  const int col = item.tile * 32 + warp * 16 + lane % 2 * 8;
+#pragma unroll
+  for (int s = 0, owner = 0; s < SLICES; s++, owner = next_owner(own, owner)) {
+    if (s >= slices || owner != own.rank) continue;
+    u32 v[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const float* const sums = acc + 8 * s + 2 * i;
+      const float mult = rows.mult[i % 2], add = rows.add[i % 2];
+      v[i] = pair(sums[0] * mult + add, sums[1] * mult + add);
+    }
+    __syncwarp();
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v[0]), "r"(v[1]),
+                 "r"(v[2]), "r"(v[3]) : "memory");
+    __syncwarp();
+    const int token = item.token + s * SLICE + lane / 2;
+    if (token < g.m) store(g, token, col, lds16(from));
+  }
+}
+
+__device__ __forceinline__ void compute(const Args& g, Ring& ring, const Cluster& own, u32 staging, int tid) {
+  const int warp = tid / 32, lane = tid % 32;
+  int turn = 0;
+  for (int i = blockIdx.x / own.size; i < g.items; i += gridDim.x / own.size, turn++) {
+    const Item item = find(g, i);
+    const Rows rows = load_rows(g, item, warp, lane);
+    const int slices = min(SLICES, (g.m - item.token + SLICE - 1) / SLICE);
+    float acc[NTOK / 2];
+    multiply(ring, own, acc, warp, lane);
+    if (own.size > 1) {
+      send(ring, own, acc, slices, turn, tid);
+      receive(ring, own, acc, slices, turn, tid, lane);
+    }
+    finish(g, own, item, acc, rows, slices, staging, warp, lane);
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS + 128, 1)
     fp4_wide(const __grid_constant__ Args g, const __grid_constant__ TensorMap xmap) {
   extern __shared__ __align__(1024) u8 smem[];
   const int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
-  const int total = g.blocks * g.ttiles * g.units, ctas = gridDim.x;
-  const int share = total / ctas, more = total - share * ctas;
-  auto begin = [&](int c) { return c * share + min(c, more); };
-  const int f0 = begin(blockIdx.x), f1 = begin(blockIdx.x + 1);
   asm volatile("griddepcontrol.launch_dependents;");
-  const u32 data = (smem_addr(smem) + 1023) & ~1023u;
-  const u32 full = data + STAGES * STAGE, empty = full + STAGES * 8;
-  const int r = warp % 2;
-
+  const u32 data = (smem_addr(smem) + 1023) & ~1023u, staging = data + STAGES * STAGE;
+  Ring ring = {data, staging + WGS * 4 * STAGING, 0, 0};
+  const int rank = cluster_rank(), size = cluster_size(), first = g.units * rank / size;
+  const Cluster own = {rank, size, first, g.units * (rank + 1) / size - first};
   if (tid == 0) {
     for (int i = 0; i < STAGES; i++) {
-      asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(full + i * 8));
-      asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(empty + i * 8), "r"(WGS * 4));
+      init_barrier(full(ring, i), 2);
+      init_barrier(empty(ring, i), WGS * 4);
     }
+    init_barrier(drained(ring), max(size - 1, 1));
+    init_barrier(landed(ring), 1);
+    init_barrier(added(ring), WGS * 4);
     asm volatile("fence.mbarrier_init.release.cluster;");
   }
-  __syncthreads();
-
-  if (__shfl_sync(~0u, tid / 128, 0) == WGS) {   // its first warp fetches: lane i brings tile i of the weights, the last two lanes bring x
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FETCH_REGS));
-    if (warp != WGS * 4) return;
-    int i = f0 / g.units, u = f0 - i * g.units, st = 0, phase = 1;
-    if (lane >= 30) asm volatile("griddepcontrol.wait;" ::: "memory");
-    for (int f = f0; f < f1; f++) {
-      const u32 d = data + st * STAGE, bar = full + st * 8;
-      const int tile = i / g.ttiles * (ROWS / 32), tiles = min(g.tiles - tile, ROWS / 32);
-      wait_barrier(empty + st * 8, phase);
-      if (lane == 0)
-        asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(bar), "r"(XTILE + tiles * UNIT));
-      __syncwarp();
-      if (lane < tiles)
-        asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                         d + XTILE + lane * UNIT), "l"(g.w + ((u64)(tile + lane) * g.units + u) * UNIT), "r"(UNIT), "r"(bar)
-                     : "memory");
-      if (lane >= 30)
-        asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
-                     ::"r"(d + (lane - 30) * NTOK * 128), "l"(&xmap), "r"(u * 128 + (lane - 30) * 64),
-                     "r"(i % g.ttiles * NTOK), "r"(bar) : "memory");
-      if (++u == g.units) { u = 0; i++; }
-      if (++st == STAGES) { st = 0; phase ^= 1; }
+  cluster_arrive();
+  cluster_wait();
+  if (__shfl_sync(~0u, tid / 128, 0) == WGS) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+    if (warp == WGS * 4) {
+      fetch_weights(g, ring, own, lane);
+    } else if (warp == WGS * 4 + 1) {
+      asm volatile("griddepcontrol.wait;" ::: "memory");
+      fetch_x(g, xmap, ring, own, lane);
     }
   } else {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGS));
-  asm volatile("griddepcontrol.wait;" ::: "memory");   // bias, partial sums and y are touched below
-
-  auto release = [&](int stage) {
-    if (lane == 0) asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(empty + stage * 8) : "memory");
-  };
-  u32 base;
-  asm volatile("mov.u32 %0, 0x60006000;" : "=r"(base));
-  float acc[NTOK / 2];
-  int st = 0, phase = 0;
-  __shared__ u32 last;
-  for (int f = f0; f < f1;) {
-    const int end = min(f1, (f / g.units + 1) * g.units);
-    int before = -1;
-    // A loop of its own, or the compiler waits for the sums at its end.
-    for (; f < end; f++) {
-      wait_barrier(full + st * 8, phase);
-      const u32 xa = data + st * STAGE, wa = xa + XTILE + warp / 2 * UNIT;
-      const uint4 q0 = lds16(wa + r * 1024 + lane * 16), q1 = lds16(wa + r * 1024 + 512 + lane * 16);
-      const uint4 sc = lds16(wa + 2048 + (FMT ? 0 : r * 128) + lane / 4 * 16);
-      const u64 desc0 = (u64)((xa & 0x3FFFF) >> 4) | (u64)1 << 16 | (u64)64 << 32 | (u64)1 << 62;
-      u32 a[2][2][4];
-#pragma unroll
-      for (int c = 0; c < 4; c++) {
-        const uint4& q = c / 2 ? q1 : q0;
-        u32(&a0)[4] = a[c % 2][0];
-        u32(&a1)[4] = a[c % 2][1];
-        asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-        if (c == 1 && before >= 0) release(before);   // all that read the previous stage is done
-        fragments(c % 2 ? q.z : q.x, c % 2 ? q.w : q.y, sc, c, r, base, a0, a1);
-        asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-        const u64 desc = desc0 + (c / 2) * (NTOK * 128 / 16) + (c % 2) * 4;
-        wgmma(acc, a0, desc, before >= 0 || c > 0);
-        wgmma(acc, a1, desc + 2, 1);
-        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-      }
-      before = st;
-      if (++st == STAGES) { st = 0; phase ^= 1; }
-    }
-
-    // The item (ROWS rows x NTOK tokens), or this CTA's part of it, is done.
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    release(before);
-    const int item = (f - 1) / g.units, blk = item / g.ttiles, i0 = item * g.units, i1 = i0 + g.units;
-    bool write = true;
-    if (f0 > i0 || f1 < i1) {   // cut: the last CTA to arrive adds up the parts in the order of K
-      float4* slot = (float4*)g.part + (u64)(2 * blockIdx.x + (f0 <= i0)) * (ROWS * NTOK / 4) + tid;
-#pragma unroll
-      for (int j = 0; j < NTOK / 8; j++)
-        __stcg(slot + j * THREADS, make_float4(acc[4 * j], acc[4 * j + 1], acc[4 * j + 2], acc[4 * j + 3]));
-      auto owner = [&](int v) {
-        const int cut = more * (share + 1);
-        return v < cut ? v / (share + 1) : more + (v - cut) / share;
-      };
-      const int c0 = owner(i0), c1 = owner(i1 - 1);
-      asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");
-      if (tid == 0) {
-        __threadfence();
-        last = atomicInc(g.counter + item, c1 - c0) == c1 - c0;
-        __threadfence();
-      }
-      asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");
-      write = last;
-      if (write) {
-#pragma unroll
-        for (int j = 0; j < NTOK / 2; j++) acc[j] = 0.f;
-        for (int c = c0; c <= c1; c++) {
-          const float4* p = (const float4*)g.part + (u64)(2 * c + (begin(c) <= i0)) * (ROWS * NTOK / 4) + tid;
-#pragma unroll
-          for (int j = 0; j < NTOK / 8; j++) {
-            const float4 v = __ldcg(p + j * THREADS);
-            acc[4 * j] += v.x; acc[4 * j + 1] += v.y; acc[4 * j + 2] += v.z; acc[4 * j + 3] += v.w;
-          }
-        }
-      }
-    }
-    if (write) {
-      const int n = blk * ROWS + warp * 16, t0 = (item % g.ttiles) * NTOK;
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-        const int row = n + h * 8 + lane / 4, col = n + h * 8 + lane % 4 * 2;
-        const bool in = row < g.n;
-        const float mult = in ? g.row_mult[row] : 0.f, add = in && g.bias ? to_float(g.bias[row]) : 0.f;
-#pragma unroll
-        for (int j = 0; j < NTOK / 8; j++) {   // 8 rows x 8 tokens, turned so that a thread has two rows of one token
-          const u32 v = from_float(acc[4 * j + 2 * h] * mult + add) | (u32)from_float(acc[4 * j + 2 * h + 1] * mult + add) << 16;
-          u32 y2;
-          asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y2) : "r"(v));
-          const int t = t0 + j * 8 + lane / 4;
-          u16* y = g.y + (u64)t * g.n + col;
-          if (t < g.m) {
-            if (g.n % 2 == 0) {
-              if (col < g.n) *(u32*)y = y2;
-            } else {
-              if (col < g.n) y[0] = (u16)y2;
-              if (col + 1 < g.n) y[1] = (u16)(y2 >> 16);
-            }
-          }
-        }
-      }
-    }
-  }
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGS));
+    asm volatile("griddepcontrol.wait;" ::: "memory");   // bias and y are touched below
+    compute(g, ring, own, staging, tid);
   }
 }
