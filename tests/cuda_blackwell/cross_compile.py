@@ -1,9 +1,10 @@
-"""Level 2: compile the CuTe DSL kernels that our kernels select, for a card that is not there.
+"""Level 2: compile the kernels in CuTe DSL and cuTile that our kernels select, for a card that is not there.
 
-    python -m cuda_blackwell.cross_compile sm_100a      (in tests/; sm_103a, sm_120a and sm_121a too)
+    python -m cuda_blackwell.cross_compile sm_100a      (in tests/; sm_103a, sm_120a, sm_121a, sm_89 and sm_90 too)
 
-Needs nvidia-cutlass-dsl with its libraries for CUDA 13, and no card. FlashInfer's own Python code chooses the tactic
-for every number of rows and builds the kernel; the PTX of mm_fp4's must hold block-scaled MMA, or the exit code is 1.
+Needs nvidia-cutlass-dsl with its libraries for CUDA 13, Triton, cuda-tile and tileiras, and no card. FlashInfer's own
+Python code chooses the tactic for every number of rows and builds the kernel. The exit code is 1 unless every product
+of two FP4 matrices has block-scaled MMA in its PTX.
 """
 
 from __future__ import annotations
@@ -12,43 +13,51 @@ import contextlib
 import functools
 import itertools
 import os
-import re
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from cuda_blackwell.products import Compiled, products
+
 ROWS = (1, 16, 64, 512, 4096)
 SIZES = ((4096, 4096), (28672, 4096))
 MULTIPROCESSORS = 148  # of a B200: tactics follow from it
-#: PTX of matrix products: SM10x's tensor memory, SM12x's registers.
-PRODUCT = re.compile(r"(?:tcgen05\.mma|mma\.sync)\.[\w.:]*")
 
 
 def main(arch: str) -> int:
-    """Compile for `arch`, print one line for each kernel; 0 if all of mm_fp4 have block-scaled MMA."""
+    """Compile for `arch`, print one line for each kernel; 0 if all that were compiled hold what they should."""
+    capability = int(arch[3:].rstrip("a"))
     with tempfile.TemporaryDirectory() as folder:
         names = {"CUTE_DSL_ARCH": arch, "CUTE_DSL_KEEP_PTX": "1", "CUTE_DSL_DUMP_DIR": folder}
-        os.environ |= names | {"FLASHINFER_CUTE_DSL_DISABLE_CACHE": "1"}
-        capability = int(arch[3:-1])
-        found = [*_compiled(capability, Path(folder)), *_weight_only(capability, Path(folder))]
-    for kernel, seconds, instructions in found:
-        print(f"{arch} {kernel}: {seconds:.1f} s, {', '.join(sorted(instructions)) or 'no MMA'}")  # noqa: T201
-    scaled = [all("block_scale" in one for one in own) and own for name, _, own in found if "bf16-fp4" not in name]
-    return 0 if scaled and all(scaled) else 1
+        os.environ |= names | {"FLASHINFER_CUTE_DSL_DISABLE_CACHE": "1", "CUDA_TILE_CACHE_DIR": "off"}
+        found = []
+        for one in _all(capability, Path(folder)):
+            found.append(one)
+            print(f"{arch} {one.kernel}: {one.seconds:.1f} s, {', '.join(sorted(one.products)) or 'no product'}")  # noqa: T201
+    return 0 if found and all(one.ok for one in found) else 1
 
 
-def _compiled(capability: int, folder: Path) -> Iterator[tuple[str, float, set[str]]]:
-    """(kernel, seconds, instructions) for every kernel of mm_fp4 that some number of rows selects."""
+def _all(capability: int, folder: Path) -> Iterator[Compiled]:
+    from cuda_blackwell import cross_compile_experts
+
+    if capability >= 100:
+        yield from _compiled(capability, folder)
+        yield from _weight_only(capability, folder)
+        yield from cross_compile_experts.in_cute_dsl(capability, folder)
+    yield from cross_compile_experts.in_cutile(capability)
+
+
+def _compiled(capability: int, folder: Path) -> Iterator[Compiled]:
+    """Every kernel of mm_fp4 that some number of rows selects."""
     from flashinfer.gemm import gemm_base
 
     from cuda_blackwell.flashinfer_emulator.patches import emulated
 
     real = {name: getattr(gemm_base, name) for name in ("_cute_dsl_gemm_fp4_runner", "_b12x_gemm_fp4_runner")}
-    seen: dict[str, tuple[float, set[str]]] = {}
+    seen: dict[str, tuple[float, frozenset[str]]] = {}
 
     def compiling(_cache: Any, key: Any, make: Callable[[], Any], **named: Any) -> tuple[Callable[..., None], None]:
         if str(key) not in seen:
@@ -65,7 +74,7 @@ def _compiled(capability: int, folder: Path) -> Iterator[tuple[str, float, set[s
             before = len(seen)
             call()
             for key in list(seen)[before:]:
-                yield f"{what} {key}", *seen[key]
+                yield Compiled(f"{what} {key}", *seen[key], block_scaled=True)
 
 
 def _calls(capability: int) -> Iterator[tuple[str, Callable[[], object]]]:
@@ -90,7 +99,7 @@ def _calls(capability: int) -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"{own.name} {name} M={rows} {n}x{k}", functools.partial(ops.mm_fp4, *arguments)
 
 
-def _compile(gemm: Any, named: dict[str, Any], folder: Path) -> tuple[float, set[str]]:
+def _compile(gemm: Any, named: dict[str, Any], folder: Path) -> tuple[float, frozenset[str]]:
     """Compile as FlashInfer does; the seconds, and the products in the PTX."""
     from flashinfer.gemm import gemm_mm_fp4_cute_dsl
 
@@ -99,10 +108,10 @@ def _compile(gemm: Any, named: dict[str, Any], folder: Path) -> tuple[float, set
     compiling = gemm_mm_fp4_cute_dsl._make_blockscaled_gemm_compile_fn(
         gemm, **own, max_active_clusters=MULTIPROCESSORS, per_token_alpha=named.get("per_token_alpha")
     )
-    return _products(compiling, folder)
+    return products(compiling, folder)
 
 
-def _weight_only(capability: int, folder: Path) -> Iterator[tuple[str, float, set[str]]]:
+def _weight_only(capability: int, folder: Path) -> Iterator[Compiled]:
     """The same for mm_bf16_fp4's kernels of one size; on SM12x products are in float16."""
     import flashinfer.cute_dsl.utils
     from flashinfer.gemm import gemm_bf16_fp4_cute_dsl as library
@@ -114,7 +123,7 @@ def _weight_only(capability: int, folder: Path) -> Iterator[tuple[str, float, se
             tactic, compiling = (_sm12x if capability >= 120 else _sm10x)(library, rows, n, k)
             if tactic not in done:
                 done.add(tactic)
-                yield f"bf16-fp4 nvfp4 M={rows} {n}x{k} {tactic}", *_products(compiling, folder)
+                yield Compiled(f"bf16-fp4 nvfp4 M={rows} {n}x{k} {tactic}", *products(compiling, folder))
 
 
 def _sm12x(library: Any, rows: int, n: int, k: int) -> tuple[Any, Callable[[], object]]:
@@ -143,17 +152,6 @@ def _sm10x(library: Any, rows: int, n: int, k: int) -> tuple[Any, Callable[[], o
     stream = cute.runtime.make_fake_stream(use_tvm_ffi_env_stream=False)
     arguments = (*pointers, n, rows, k, MULTIPROCESSORS, stream, True, *tactic)
     return tactic, functools.partial(library._get_sm100_bf16_fp4_kernel, *arguments)
-
-
-def _products(compiling: Callable[[], object], folder: Path) -> tuple[float, set[str]]:
-    """The seconds that compiling takes, and the instructions of matrix products in the PTX that it leaves."""
-    for path in folder.rglob("*.ptx"):  # of the kernel before: they may have one name
-        path.unlink()
-    start = time.perf_counter()
-    compiling()
-    seconds = time.perf_counter() - start
-    text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in folder.rglob("*.ptx"))
-    return seconds, set(PRODUCT.findall(text))
 
 
 if __name__ == "__main__":

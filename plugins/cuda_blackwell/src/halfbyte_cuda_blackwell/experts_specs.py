@@ -201,7 +201,7 @@ _CUTILE: Final = KernelSpec(
     activations=("silu", "gelu_tanh", "relu2", "swigluoai"),
     gated_order="up-gate",
     global_scales="per-projection",
-    # Below every Marlin kernel on cards without FP4 hardware: on an H200 it took 9 to 19 times marlin.cuda's time.
+    # Below every Marlin kernel on cards without FP4 hardware: on an H200 it took 8.7 to 19 times marlin.cuda's time.
     # Above b12x-a16: the same code ran on another card, that one nowhere.
     priority=(PriorityRule(priority=230, devices=("sm_89", "sm_90")), PriorityRule(priority=270)),
     proof={"sm_90": Proof.HARDWARE, "any": Proof.CONTRACT_DOUBLE},
