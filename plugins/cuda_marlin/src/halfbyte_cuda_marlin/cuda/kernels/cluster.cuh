@@ -4,9 +4,19 @@ __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster
 // Without waiting for what this thread has written: where only reading must have ended.
 __device__ __forceinline__ void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
-__device__ __forceinline__ float4 lds_of(u32 addr, u32 rank) {   // from the shared memory of the CTA of this rank
-  float4 v;
-  asm volatile("{.reg .u32 a; mapa.shared::cluster.u32 a, %4, %5; ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [a];}"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(addr), "r"(rank));
-  return v;
+// An address of this CTA's shared memory, as that of the same place of the CTA of this rank.
+__device__ __forceinline__ u32 mapped(u32 addr, u32 rank) {
+  u32 a;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(a) : "r"(addr), "r"(rank));
+  return a;
+}
+// Barriers across the cluster: wait at the own for what others have written.
+__device__ __forceinline__ void wait_cluster_barrier(u32 bar, int parity) {
+  asm volatile("{\n.reg .pred p;\nWAIT: mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%0], %1;\n@!p bra WAIT;\n}"
+               ::"r"(bar), "r"(parity) : "memory");
+}
+// 16 bytes to mapped memory; the mapped barrier there counts them when they have arrived.
+__device__ __forceinline__ void store_at(u32 to, const float* v, u32 bar) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+               "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(bar) : "memory");
 }
