@@ -57,19 +57,19 @@ def test_a_plan_for_pairs_fits_shared_memory_and_gives_every_pair_one_block(
     assert 1 <= plan.warps <= min(16, plan.wn * (units // 2))
     assert plan.wn * 16 <= plan.warps * 32  # a thread for each row that a CTA finishes
     if plan.chunk == half:
-        assert plan.step == 1 or plan.step * plan.wn == plan.warps
+        assert plan.step == 1
     else:
         assert plan.chunk < half
         assert plan.step * plan.wn == plan.warps
         assert plan.chunk % plan.step == 0
-    # As pair.cu lays it out: rings and barriers, 16 factors and biases for each tile, x in up to four chunks, then
-    # (or over x) the warps' parts and the partner's sums. No two CTAs fit one multiprocessor.
+    # As pair.cu lays it out: rings and barriers, 16 factors and biases for each tile, x in up to four chunks, then the
+    # warps' parts and the partner's sums. No two CTAs fit one multiprocessor.
     bars = plan.warps * plan.stages + 2 * 4 + 1
     assert plan.xs == -(-(plan.warps * plan.stages * unit_bytes + bars * 8) // 16) * 16 + plan.wn * 128
     x = min(4, -(-half // plan.chunk)) * m * (plan.chunk * 256 + 16)
     sums = 2 * (plan.warps + plan.wn - 1) * m * 80 + plan.wn * m * 64
-    assert plan.parts == plan.xs + (0 if plan.over else x)
-    assert max(plan.xs + x, plan.parts + sums) <= plan.shared <= limit
+    assert plan.parts == plan.xs + x
+    assert plan.parts + sums <= plan.shared <= limit
     assert 2 * plan.shared > limit
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import torch
 
@@ -15,6 +15,8 @@ from halfbyte_cuda_marlin.cuda.launcher import Launcher
 from halfbyte_cuda_marlin.cuda.nvrtc import Macros
 from halfbyte_cuda_marlin.cuda.packing import is_mxfp4
 
+#: chunk, step, xs and parts of a Plan, and bytes in all.
+_Layout: TypeAlias = tuple[int, int, int, int, int]
 #: Rows of x that one launch takes.
 MOST_ROWS: Final = 32
 #: Chunks of x in shared memory, and floats from one token to the next in a part, as XBUF and PART in pair.cu.
@@ -30,7 +32,7 @@ class _Args(ctypes.Structure):
     _fields_ = (
         *POINTERS,
         *((name, ctypes.c_int) for name in ("m", "n", "k", "units", "tiles", "wn", "chunk", "step", "xstride")),
-        *((name, ctypes.c_int) for name in ("xs", "parts", "over")),
+        *((name, ctypes.c_int) for name in ("xs", "parts")),
     )
 
 
@@ -46,7 +48,6 @@ class Plan:
     step: int
     xs: int
     parts: int
-    over: bool
     shared: int
 
 
@@ -55,49 +56,47 @@ def plan(m: int, tiles: int, units: int, unit_bytes: int, processors: int, limit
 
     `limit`: bytes of shared memory.
     """
-    wn, half = -(-tiles // (processors // 2)), -(-units // 2)
-    if units < 2:
-        return None
-    most = next((warps for units_of_cta, warps in _WARPS if wn * half <= units_of_cta), 16)
-    warps, stages = min(most, wn * (units // 2)), 2 if m <= 8 and wn * half >= _LONG else 1
-    if wn * 16 > warps * 32:  # a thread for each row that a CTA finishes
-        return None
-    if _layout(round_up(m, 8), wn, half, warps, stages, unit_bytes, limit, whole=True) is None:
-        # x in chunks, for some of the rows that share machine code with these: then each warp stays in one tile.
-        if warps % wn * 8 > warps:
-            return None
-        warps -= warps % wn
-    found = _layout(m, wn, half, warps, stages, unit_bytes, limit, whole=True)
-    found = found or _layout(m, wn, half, warps, stages, unit_bytes, limit, whole=False)
-    if found is None:
-        return None
-    chunk, step, xs, parts, over, shared = found
-    # Two CTAs on one multiprocessor would leave another one idle: that took up to half again as long.
-    shared = max(shared, limit // 2 + 128)
-    return Plan(wn, warps, stages, -(-tiles // wn), chunk, step, xs, parts, over, shared)
-
-
-def _layout(
-    m: int, wn: int, half: int, warps: int, stages: int, unit_bytes: int, limit: int, *, whole: bool
-) -> tuple[int, int, int, int, bool, int] | None:
-    """(chunk, step, xs, parts, over, bytes in all) with x as a `whole` or in chunks; None if that does not fit."""
-    bars = warps * stages + 2 * _CHUNKS + 1
-    xs = round_up(warps * stages * unit_bytes + bars * 8, 16) + wn * 128
-    sums = 2 * (warps + wn - 1) * m * _PART * 4 + wn * m * 64
-    if whole:
-        parts = xs + m * (half * 256 + 16)
-        return (half, 1, xs, parts, False, parts + sums) if parts + sums <= limit else None
-    step = warps // wn
-    for over in (False, True):
-        room = (limit - xs - (0 if over else sums)) // _CHUNKS // m - 16
-        chunk = min(round_up(-(-half // _CHUNKS), step), room // 256 // step * step)
-        if chunk < step:
-            continue
-        x = min(_CHUNKS, -(-half // chunk)) * m * (chunk * 256 + 16)
-        parts = xs if over else xs + x
-        if parts + sums <= limit:
-            return chunk, step, xs, parts, over, max(xs + x, parts + sums)
+    wn, half, top = -(-tiles // (processors // 2)), -(-units // 2), round_up(m, 8)
+    stages = 2 if top == 8 and wn * half >= _LONG else 1
+    # All numbers of rows up to `top` share machine code, so they have the same warps.
+    for most in (next((warps for work, warps in _WARPS if wn * half <= work), 16), 8):
+        warps = min(most, wn * (units // 2))
+        sizes = (wn, half, stages, unit_bytes, limit)
+        found = _whole(top, warps, *sizes)
+        if found is None and warps % wn * 8 <= warps:  # x in chunks: then each warp stays in one tile
+            warps -= warps % wn
+            found = _chunks(top, warps, *sizes) and (_whole(m, warps, *sizes) or _chunks(m, warps, *sizes))
+        elif found is not None:
+            found = _whole(m, warps, *sizes)
+        if found is not None and wn * 16 <= warps * 32:  # a thread for each row that a CTA finishes
+            chunk, step, xs, parts, shared = found
+            # Two CTAs on one multiprocessor would leave another one idle: that took up to half again as long.
+            return Plan(wn, warps, stages, -(-tiles // wn), chunk, step, xs, parts, max(shared, limit // 2 + 128))
     return None
+
+
+def _whole(m: int, warps: int, wn: int, half: int, stages: int, unit_bytes: int, limit: int) -> _Layout | None:
+    """All of a CTA's x at once; None if that does not fit."""
+    xs, sums = _around(m, warps, wn, stages, unit_bytes)
+    parts = xs + m * (half * 256 + 16)
+    return (half, 1, xs, parts, parts + sums) if warps and parts + sums <= limit else None
+
+
+def _chunks(m: int, warps: int, wn: int, half: int, stages: int, unit_bytes: int, limit: int) -> _Layout | None:
+    """Chunks of x, several in all; None if they do not fit. Each tile of a block has as many warps."""
+    (xs, sums), step = _around(m, warps, wn, stages, unit_bytes), warps // wn
+    room = (limit - xs - sums) // _CHUNKS // m - 16
+    most = min(round_up(-(-half // _CHUNKS), max(step, 1)), room // 256, half - 1)
+    chunk = most // step * step if step else 0
+    parts = xs + min(_CHUNKS, -(-half // max(chunk, 1))) * m * (chunk * 256 + 16)
+    return (chunk, step, xs, parts, parts + sums) if chunk > 0 else None
+
+
+def _around(m: int, warps: int, wn: int, stages: int, unit_bytes: int) -> tuple[int, int]:
+    """Bytes before x (rings, barriers, factors and biases) and behind it (the warps' parts, the partner's sums)."""
+    bars = warps * stages + 2 * _CHUNKS + 1
+    before = round_up(warps * stages * unit_bytes + bars * 8, 16) + wn * 128
+    return before, 2 * (warps + wn - 1) * m * _PART * 4 + wn * m * 64
 
 
 def macros(m: int, own: Plan, *, mxfp4: bool, bf16: bool) -> Macros:
@@ -118,6 +117,6 @@ def launcher(
     (m, n, k), (tiles, units, unit_bytes) = shape, weights
     options = macros(m, own, mxfp4=is_mxfp4(unit_bytes), bf16=dtype == torch.bfloat16)
     kernel = function("pair", "fp4_pair", device.index or 0, card.arch, options)
-    numbers = (m, n, k, units, tiles, own.wn, own.chunk, own.step, own.chunk * 256 + 16, own.xs, own.parts, own.over)
+    numbers = (m, n, k, units, tiles, own.wn, own.chunk, own.step, own.chunk * 256 + 16, own.xs, own.parts)
     grid = (2 * own.blocks, own.warps * 32, own.shared)
     return Launcher(kernel, device, grid, _Args(*(None,) * len(POINTERS), *numbers), early=True)

@@ -20,11 +20,10 @@ struct Args {
   int units;            // padded K / 128
   int tiles;            // padded N / 32
   int wn;               // tiles of a block
-  int chunk;            // units of x that arrive together
+  int chunk;            // units of x that arrive together; all of a CTA's are (units + 1) / 2
   int step;             // from one unit of a warp to its next: 1 if a chunk is all, else the warps that share a tile
   int xstride;          // bytes from one token to the next in shared memory: chunk * 256 + 16
   int xs, parts;        // where x and the parts lie in shared memory
-  int over;             // the parts lie over x
 };
 
 __device__ __forceinline__ bool elected() {   // one thread of a warp; the compiler knows that it is one
@@ -62,7 +61,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 
   asm volatile("griddepcontrol.launch_dependents;");
 
   // This warp's `left` units: from u of a tile on, every step-th, then on with the next tile.
-  const bool whole = g.chunk >= own;
+  const bool whole = g.chunk == half;
   const int total = g.wn * own, f0 = warp * total / WARPS, f1 = (warp + 1) * total / WARPS;
   const int tile = (f0 + 0.5f) * __frcp_rn(own), u = whole ? f0 - tile * own : warp % g.step;
   const int left = min(whole ? f1 - f0 : (own - u + g.step - 1) / g.step, here * own - f0);
@@ -185,7 +184,6 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(THREADS, 
     mult[tid] = times;
     add[tid] = plus;
   }
-  if (g.over) __syncthreads();
   put(acc, to, second, g.m);
   __syncthreads();
   cluster_wait();   // the partner has its barriers
