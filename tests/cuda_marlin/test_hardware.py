@@ -35,6 +35,21 @@ def test_the_packing_kernel_packs_as_torch_does(scheme: str, dtype: torch.dtype,
     assert torch.equal(ours[:, :, :CODE_BYTES], torchs[:, :, :CODE_BYTES])
 
 
+@pytest.mark.parametrize("kind", ["random", "outliers"])
+@pytest.mark.parametrize(("n", "k"), [(6144, 4096), (10_016, 1008), (4096, 14_336)])
+def test_few_rows_are_right_and_repeat_where_warps_end_in_another_tile_or_x_comes_in_chunks(n: int, k: int, kind):
+    kernel = MarlinCuda()
+    weights = data.linear_weights(SCHEMES["nvfp4-w4a16"], n, k, dtype=torch.bfloat16, bias=True)
+    weights = dataclasses.replace(weights, matrix=weights.matrix.to("cuda"))
+    problem, bias = weights.problem(torch.bfloat16), weights.matrix.bias
+    packed = Packed(problem, kernel.prepare(weights, problem))
+    for rows in (1, 5, 8, 9, 16, 24, 32):
+        x = data.activations(rows, k, torch.bfloat16, kind=kind).cuda()
+        expected, y = oracle.linear(x, weights, None).values, kernel.apply(x, packed, bias)
+        assert (y - expected).norm() / expected.norm() < 2.5e-3
+        assert all(torch.equal(kernel.apply(x, packed, bias), y) for _ in range(20))
+
+
 @pytest.mark.parametrize("rows", [1, 8, 16, 64, 256], ids=str)
 def test_weights_that_were_written_right_before_a_call_are_used(rows: int):
     kernel, packed = MarlinCuda(), []

@@ -6,7 +6,7 @@ from importlib import resources
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from halfbyte_cuda_marlin.cuda import dense, nvrtc, pair, paths, small, wide
@@ -44,6 +44,7 @@ def test_a_plan_for_few_rows_fits_shared_memory_and_divides_k_among_its_warps(
 
 
 @given(m=st.integers(1, pair.MOST_ROWS), limit=LIMITS, **SIZES)
+@example(m=1, limit=SHARED_MEMORY, tiles=2640, units=2, unit_bytes=2304, processors=132)
 def test_a_plan_for_pairs_fits_shared_memory_and_gives_every_pair_one_block(
     m, limit, tiles, units, unit_bytes, processors
 ):
@@ -53,14 +54,44 @@ def test_a_plan_for_pairs_fits_shared_memory_and_gives_every_pair_one_block(
     half = -(-units // 2)
     assert plan.blocks <= processors // 2
     assert plan.blocks * plan.wn >= tiles
-    assert plan.wn * plan.wk <= 16
-    assert plan.wk <= half
-    assert plan.chunk == half or (plan.chunk < half and plan.chunk % plan.wk == 0)
-    # As pair.cu lays it out: rings and their barriers, then x in up to four chunks, or over it the warps' sums.
-    rings = -(-plan.wn * plan.wk * plan.stages * (unit_bytes + 8) // 16) * 16
+    # Every warp has a unit, in either CTA; where x comes in chunks, all of its units are of one tile.
+    assert 1 <= plan.warps <= min(16, plan.wn * (units // 2))
+    assert plan.wn * 16 <= plan.warps * 32  # a thread for each row that a CTA finishes
+    if plan.chunk == half:
+        assert plan.step == 1
+    else:
+        assert plan.chunk < half
+        assert plan.step * plan.wn == plan.warps
+        assert plan.chunk % plan.step == 0
+    # As pair.cu lays it out: rings and barriers, 16 factors and biases for each tile, x in up to four chunks, then the
+    # warps' parts and the partner's sums. No two CTAs fit one multiprocessor.
+    bars = plan.warps * plan.stages + 2 * 4 + 1
+    assert plan.xs == -(-(plan.warps * plan.stages * unit_bytes + bars * 8) // 16) * 16 + plan.wn * 128
     x = min(4, -(-half // plan.chunk)) * m * (plan.chunk * 256 + 16)
-    assert rings + max(x, plan.wn * plan.wk * m * 36 * 4) == plan.shared
-    assert plan.shared <= limit
+    sums = 2 * (plan.warps + plan.wn - 1) * m * 80 + plan.wn * m * 64
+    assert plan.parts == plan.xs + x
+    assert plan.parts + sums <= plan.shared <= limit
+    assert 2 * plan.shared > limit
+
+
+@given(m=st.integers(1, pair.MOST_ROWS), **SIZES)
+def test_the_warps_of_a_pair_find_their_tiles_and_tiles_their_warps(m, tiles, units, unit_bytes, processors):
+    plan = pair.plan(m, tiles, units, unit_bytes, processors)
+    if plan is None:
+        return
+    half = -(-units // 2)
+    for own in (half, units - half):
+        total = plan.wn * own
+        starts = torch.arange(plan.warps) * total // plan.warps
+        assert torch.equal(_divided(starts + 0.5, own), starts // own)
+        owners = torch.bucketize(torch.arange(total), starts, right=True) - 1
+        found = _divided((torch.arange(total) + 1) * plan.warps - 0.5, total)
+        assert torch.equal(found, owners)
+
+
+def _divided(numbers: torch.Tensor, by: int) -> torch.Tensor:
+    """Whole parts of the quotients, as pair.cu finds them: times a reciprocal, in float32."""
+    return (numbers.float() * (1 / torch.tensor(by, dtype=torch.float32))).long()
 
 
 @pytest.mark.parametrize("tiles", [32, 128, 192, 256])

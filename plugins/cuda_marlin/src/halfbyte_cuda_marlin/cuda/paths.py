@@ -17,10 +17,12 @@ from halfbyte_cuda_marlin.cuda.dense import Dense
 #: Computes y [M, N] from x [M, K], units, rows, bias and memory for y, on the current device.
 Path: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], None]
 
-#: On Hopper: the most rows for which the matrix units of warpgroups are no faster.
-_FEW: Final = 8
+#: On Hopper: rows up to which pairs are always faster than the matrix units of warpgroups, where they can be had.
+_FEW: Final = 16
+#: Rows up to which one CTA for each block is, where pairs cannot be had.
+_FEW_ALONE: Final = 8
 #: Numbers of rows that between them need every kernel that a layer can need.
-EVERY_KERNEL: Final = (1, 2, _FEW, _FEW + 1, *wide.EVERY_KERNEL)
+EVERY_KERNEL: Final = (1, 2, 8, 9, 16, 17, 24, 25, *wide.EVERY_KERNEL)
 #: Without Hopper's matrix units: where 16 rows at a time read no fewer bytes than dequantizing first.
 _MOST_IN_SLICES: Final = 64
 
@@ -45,12 +47,18 @@ def path(
         if m <= _MOST_IN_SLICES:
             return _slices(shape, weights, dtype, device, card)
         return Dense(shape, weights, dtype, device, card)
-    if m > _FEW:
-        return wide.launcher(shape, weights, dtype, device, card)
-    paired = pair.plan(m, tiles, units, unit_bytes, card.processors, card.shared)
-    if paired is not None:
+    paired = pair.plan(m, tiles, units, unit_bytes, card.processors, card.shared) if m <= pair.MOST_ROWS else None
+    if paired is not None and (m <= _FEW or _faster(paired, m, weights, card)):
         return pair.launcher(paired, shape, weights, dtype, device, card)
-    return small.launcher(shape, weights, dtype, device, card)
+    if m <= _FEW_ALONE:
+        return small.launcher(shape, weights, dtype, device, card)
+    return wide.launcher(shape, weights, dtype, device, card)
+
+
+def _faster(paired: pair.Plan, m: int, weights: tuple[int, int, int], card: Card) -> bool:
+    """Whether pairs should take less time than warpgroups."""
+    units = weights[1]
+    return pair.microseconds(paired, m, units) < wide.microseconds(wide.plan(m, *weights, card.processors), units)
 
 
 def _slices(

@@ -82,7 +82,7 @@ def plan(m: int, tiles: int, units: int, unit_bytes: int, processors: int) -> Pl
         for shape, cluster in options
         if shape[0] >= min(128, m / _MOST_TOKEN_TILES)
     ]
-    return min(plans, key=lambda plan: _microseconds(plan, units))
+    return min(plans, key=lambda plan: microseconds(plan, units))
 
 
 def division(shape: tuple[int, int], cluster: int, m: int, tiles: int, unit_bytes: int, processors: int) -> Plan:
@@ -98,7 +98,7 @@ def division(shape: tuple[int, int], cluster: int, m: int, tiles: int, unit_byte
     return Plan(tokens, groups, cluster, ctas, rounds, stages, items, token_tiles, rest + stages * stage)
 
 
-def _microseconds(own: Plan, units: int) -> float:
+def microseconds(own: Plan, units: int) -> float:
     """What a launch takes, beside what any launch takes."""
     unit, item = _TIMES[own.tokens, own.groups]
     return own.rounds * (-(-units // own.cluster) * unit + item + (_EXCHANGE if own.cluster > 1 else 0))

@@ -167,11 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) fp4_experts_small(
       for (int u = part; u < len; u += g.wk) {
         wait_barrier(mine + stage * 8, phase);
         Unit v;
-        const u32 a = ring + stage * UNIT;
-#pragma unroll
-        for (int j = 0; j < 4; j++) v.w[j] = lds16(a + j * 512 + lane * 16);
-#pragma unroll
-        for (int j = 0; j < SV; j++) v.s[j] = lds16(a + 2048 + j * 128 + (lane / 4) * 16);
+        load(v, ring + stage * UNIT);
         __syncwarp();
         fetch(stage);
         if (++stage == STAGES) { stage = 0; phase ^= 1; }

@@ -3,7 +3,6 @@
 #include "fp4.cuh"
 
 #define SV (SCALE_BYTES / 128)         // 16-byte scale loads of a thread per unit
-#define REDS 36                        // floats from one token to the next in a warp's partial tile: no bank conflicts
 
 __device__ __forceinline__ void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #if BF16
@@ -20,6 +19,14 @@ __device__ __forceinline__ void ldmatrix4(u32 (&r)[4], u32 addr) {
 }
 struct Unit { uint4 w[4]; uint4 s[SV]; };  // what one thread holds of 32 rows x 128 columns
 
+__device__ __forceinline__ void load(Unit& v, u32 from) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int j = 0; j < 4; j++) v.w[j] = lds16(from + j * 512 + lane * 16);
+#pragma unroll
+  for (int j = 0; j < SV; j++) v.s[j] = lds16(from + 2048 + j * 128 + (lane / 4) * 16);
+}
+
 // 32 rows x 128 columns times N * 8 tokens. xn: where this lane's ldmatrix row of each 8 tokens begins.
 template <int N = NT>
 __device__ __forceinline__ void compute(const Unit& u, const u32 (&xn)[NT], int off, u32 base, float (&acc)[2][NT][4]) {
@@ -32,17 +39,7 @@ __device__ __forceinline__ void compute(const Unit& u, const u32 (&xn)[NT], int 
     for (int r = 0; r < 2; r++) {
       const uint4& q = u.w[r * 2 + c / 2];
       u32 a0[4], a1[4];
-      decode(c % 2 ? q.z : q.x, c % 2 ? q.w : q.y, a0, a1);
-#if FMT == 0
-      const u32 sw = c == 0 ? u.s[r].x : c == 1 ? u.s[r].y : c == 2 ? u.s[r].z : u.s[r].w;
-      const u32 s0 = scales(sw, 0, base), s1 = scales(sw, 1, base);
-#else
-      const u32 sw = r ? (c / 2 ? u.s[0].w : u.s[0].z) : (c / 2 ? u.s[0].y : u.s[0].x);
-      const u32 s0 = scales(sw, c % 2, base), s1 = s0;
-#endif
-      const u32 s0l = low2(s0), s0h = high2(s0), s1l = low2(s1), s1h = high2(s1);
-      a0[0] = mul2(a0[0], s0l); a0[1] = mul2(a0[1], s0h); a0[2] = mul2(a0[2], s0l); a0[3] = mul2(a0[3], s0h);
-      a1[0] = mul2(a1[0], s1l); a1[1] = mul2(a1[1], s1h); a1[2] = mul2(a1[2], s1l); a1[3] = mul2(a1[3], s1h);
+      fragments(c % 2 ? q.z : q.x, c % 2 ? q.w : q.y, u.s[FMT ? 0 : r], c, r, base, a0, a1);
 #pragma unroll
       for (int n = 0; n < N; n++) mma(acc[r][n], a0, b[n][0], b[n][1]);
 #pragma unroll
@@ -54,17 +51,15 @@ __device__ __forceinline__ void compute(const Unit& u, const u32 (&xn)[NT], int 
 __device__ __forceinline__ float4 add4(float4 a, float4 b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }
+__device__ __forceinline__ float4 lds_floats(u32 a) {
+  const uint4 v = lds16(a);
+  return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
+}
+// Four rows of the result of token m, from n on: the sums times `mult`, plus `add`.
 template <class Args>
-__device__ __forceinline__ void store4(const Args& g, float4 v, int m, int n) {  // four rows of the result
-  float f[4] = {v.x, v.y, v.z, v.w};
-  u16 h[4];
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    if (n + i >= g.n) break;
-    f[i] *= g.row_mult[n + i];
-    if (g.bias) f[i] += to_float(g.bias[n + i]);
-    h[i] = from_float(f[i]);
-  }
+__device__ __forceinline__ void store4(const Args& g, float4 v, float4 mult, float4 add, int m, int n) {
+  const u16 h[4] = {from_float(v.x * mult.x + add.x), from_float(v.y * mult.y + add.y), from_float(v.z * mult.z + add.z),
+                    from_float(v.w * mult.w + add.w)};
   u16* y = g.y + (u64)m * g.n + n;
   if (g.n % 4 == 0) {
     if (n < g.n) *(uint2*)y = make_uint2(h[0] | (u32)h[1] << 16, h[2] | (u32)h[3] << 16);
@@ -73,19 +68,4 @@ __device__ __forceinline__ void store4(const Args& g, float4 v, int m, int n) { 
     for (int i = 0; i < 4; i++)
       if (n + i < g.n) y[i] = h[i];
   }
-}
-
-// A warp's sums as [token][row], REDS floats from one token to the next; cleared for the next block.
-__device__ __forceinline__ void put(float (&acc)[2][NT][4], float* p, int m) {
-  const int lane = threadIdx.x % 32;
-#pragma unroll
-  for (int r = 0; r < 2; r++)
-#pragma unroll
-    for (int n = 0; n < NT; n++)
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        const int t = n * 8 + (lane % 4) * 2 + (j & 1);
-        if (t < m) p[t * REDS + r * 16 + lane / 4 + (j & 2) * 4] = acc[r][n][j];
-        acc[r][n][j] = 0.f;
-      }
 }

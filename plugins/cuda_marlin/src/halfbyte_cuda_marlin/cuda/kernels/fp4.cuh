@@ -12,7 +12,11 @@ typedef unsigned char u8;
 #define UNIT (2048 + SCALE_BYTES)
 
 __device__ __forceinline__ u32 rotl(u32 v, int s) { return __funnelshift_l(v, v, s); }
-__device__ __forceinline__ u32 select(u32 a, u32 b, u32 mask) { return (a & mask) | (b & ~mask); }
+__device__ __forceinline__ u32 select(u32 a, u32 b, u32 mask) {   // bit by bit: a where the mask is 1, else b
+  u32 d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xE4;" : "=r"(d) : "r"(a), "r"(b), "r"(mask));
+  return d;
+}
 // 16 codes (the A fragments of two k16 steps) from two words, by masks and shifts alone. The value of a code is
 // e2m1 * 2^-126 in bf16 (sign in bit 15, exponent and mantissa in bits 8..6), e2m1 * 2^-14 in fp16 (bits 15, 11..9).
 __device__ __forceinline__ void decode(u32 w0, u32 w1, u32 (&a)[4], u32 (&b)[4]) {

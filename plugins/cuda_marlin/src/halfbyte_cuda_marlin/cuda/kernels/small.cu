@@ -6,6 +6,7 @@
 #include "barriers.cuh"
 
 #define THREADS (WARPS * 32)
+#define REDS 36                         // floats from one token to the next in a warp's partial tile: no bank conflicts
 
 struct Args {
   const u16* x; const u8* w; const float* row_mult; const u16* bias; u16* y;
@@ -20,6 +21,32 @@ struct Args {
   int grain;            // units that are not divided among CTAs: g.units keeps blocks whole, 1 balances best
   int batch;            // whole blocks whose warp sums are kept before they are added up
 };
+
+// A warp's sums as [token][row], REDS floats from one token to the next; cleared for the next block.
+__device__ __forceinline__ void put(float (&acc)[2][NT][4], float* p, int m) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int r = 0; r < 2; r++)
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        const int t = n * 8 + (lane % 4) * 2 + (j & 1);
+        if (t < m) p[t * REDS + r * 16 + lane / 4 + (j & 2) * 4] = acc[r][n][j];
+        acc[r][n][j] = 0.f;
+      }
+}
+// Four rows of the result of token m, from n on. No load waits for another.
+__device__ __forceinline__ void finish(const Args& g, float4 v, int m, int n) {
+  float mult[4], add[4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const bool in = n + i < g.n;
+    mult[i] = in ? g.row_mult[n + i] : 0.f;
+    add[i] = in && g.bias ? to_float(g.bias[n + i]) : 0.f;
+  }
+  store4(g, v, make_float4(mult[0], mult[1], mult[2], mult[3]), make_float4(add[0], add[1], add[2], add[3]), m, n);
+}
 
 // All (block, unit) pairs, K fastest, are dealt out evenly: each CTA takes one flat range. A block that
 // lies in one range is finished there; the sums of a block that is cut meet in g.part.
@@ -150,11 +177,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fp4_small(const __grid_
           __syncwarp();
 #endif
           Unit v;
-          const u32 a = ring + i * UNIT;
-#pragma unroll
-          for (int j = 0; j < 4; j++) v.w[j] = lds16(a + j * 512 + lane * 16);
-#pragma unroll
-          for (int j = 0; j < SV; j++) v.s[j] = lds16(a + 2048 + j * 128 + (lane / 4) * 16);
+          load(v, ring + i * UNIT);
           __syncwarp();
           fetch(i);
           compute(v, xn, off, base, acc);
@@ -181,7 +204,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fp4_small(const __grid_
 #pragma unroll 8
           for (int j = 1; j < g.wk; j++) v = add4(v, *(const float4*)(q + j * wred));
           if (!whole) __stcg((float4*)slot + o, v);
-          else store4(g, v, m, ((b - kept + 1 + d) * g.wn + w) * 32 + row);
+          else finish(g, v, m, ((b - kept + 1 + d) * g.wn + w) * 32 + row);
         }
         kept = 0;
       }
@@ -222,7 +245,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) fp4_small(const __grid_
       for (int c = c0; c <= c1; c++)
         v = add4(v, __ldcg((const float4*)(g.part + (u64)(2 * c + (begin(c) <= blk * g.units)) * 32 * g.wn * g.m) + o));
       const int w = o / 8 / g.m, m = o / 8 - w * g.m;
-      if (blk * g.wn + w < g.tiles) store4(g, v, m, (blk * g.wn + w) * 32 + o % 8 * 4);
+      if (blk * g.wn + w < g.tiles) finish(g, v, m, (blk * g.wn + w) * 32 + o % 8 * 4);
     }
   }
 }
