@@ -17,12 +17,12 @@ LAYOUTS = {
     "h200_experts": h200_experts.LAYOUT,
     "h200_cutile": h200_experts.LAYOUT,
 }
-_PLACE = re.compile(r"(<!-- figures: (\S+) (\S+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- figures: (\S+) (\S+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
 def filled(page: str) -> str:
     """The page with the tables as the figures have them."""
-    return _PLACE.sub(lambda place: f"{place[1]}\n{_table(place[2], place[3])}\n\n{place[4]}", page)
+    return PLACE.sub(lambda place: f"{place[1]}\n{_table(place[2], place[3])}\n\n{place[4]}", page)
 
 
 def _table(file: str, title: str) -> str:

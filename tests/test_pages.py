@@ -28,6 +28,7 @@ def test_every_refusal_code_is_documented():
 def test_tables_hold_the_figures_that_were_measured():
     text = write_tables.PAGE.read_text(encoding="utf-8")
     assert write_tables.filled(text) == text
+    assert len(write_tables.PLACE.findall(text)) == text.count("<!-- figures")
 
 
 def test_all_figures_that_were_kept_are_in_the_page():
