@@ -1,4 +1,4 @@
-"""Write the tables of docs/ that hold the figures in results/; `make docs` runs it.
+"""Write the tables of docs/performance.md, which hold the figures in results/; `make docs` runs it.
 
 A table stands between `<!-- figures: FILE TITLE -->`, such as `h200_linear nvfp4`, and `<!-- end of figures -->`.
 """
@@ -11,18 +11,18 @@ import h200_experts
 import h200_linear
 
 RESULTS = Path(__file__).parent / "results"
-PAGES = tuple(Path(__file__).parents[1] / "docs" / name for name in ("performance.md", "blackwell.md"))
+PAGE = Path(__file__).parents[1] / "docs/performance.md"
 LAYOUTS = {
     "h200_linear": h200_linear.LAYOUT,
     "h200_experts": h200_experts.LAYOUT,
     "h200_cutile": h200_experts.LAYOUT,
 }
-_PLACE = re.compile(r"(<!-- figures: (\w+) (\w+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- figures: (\S+) (\S+) -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
 def filled(page: str) -> str:
     """The page with the tables as the figures have them."""
-    return _PLACE.sub(lambda place: f"{place[1]}\n{_table(place[2], place[3])}\n\n{place[4]}", page)
+    return PLACE.sub(lambda place: f"{place[1]}\n{_table(place[2], place[3])}\n\n{place[4]}", page)
 
 
 def _table(file: str, title: str) -> str:
@@ -30,9 +30,8 @@ def _table(file: str, title: str) -> str:
 
 
 def main() -> None:
-    """Write every page that changes."""
-    for page in PAGES:
-        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the page anew."""
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -171,7 +171,7 @@ def test_a_kernel_with_one_scale_for_gate_and_up_is_refused_where_that_is_not_ex
 def test_a_kernel_with_one_input_scale_is_refused_where_the_experts_have_their_own() -> None:
     known = known_experts(NVFP4_W4A4, E, H, I, gated=False)
     unknown = known.weights.problem(torch.float32, top_k=K, activation="relu2").without_facts()
-    with pytest.raises(UsageError, match=r"experts\.up: kernel 'picky' takes one input scale of x for all experts"):
+    with pytest.raises(UsageError, match=r"experts\.up: kernel 'picky' takes one input scale for gate and up of all"):
         FP4Experts(
             known.weights,
             top_k=K,

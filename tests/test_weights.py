@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from halfbyte.conformance import data
+from halfbyte.errors import CheckpointError
 from halfbyte.matrix import Matrix, times_power_of_two
 from halfbyte.problems import INPUT_SCALES, InputScales
 from halfbyte.schemes import MXFP4_W4A16, NVFP4_W4A4, NVFP4_W4A16
@@ -147,6 +148,13 @@ def test_gate_and_up_are_fused_in_the_order_that_is_asked_for(
     assert torch.equal(fused.packed[:, up_rows], known.up.packed)
     assert torch.equal(fused.scales[:, gate_rows].view(torch.uint8), gate.scales.view(torch.uint8))
     assert torch.equal(fused.scales[:, up_rows].view(torch.uint8), known.up.scales.view(torch.uint8))
+
+
+def test_a_matrix_that_moves_nowhere_is_not_checked_anew() -> None:
+    matrix = known_experts(NVFP4_W4A16, E, H, I, bias=True).weights.up
+    assert matrix.to("cpu") is matrix
+    with pytest.raises(CheckpointError, match="never loaded"):
+        matrix.to("meta")
 
 
 @pytest.mark.parametrize("input_scales", INPUT_SCALES)

@@ -73,23 +73,9 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
     return torch.nn.functional.cosine_similarity(a.double().flatten(), b.double().flatten(), dim=0).item()
 
 
-@pytest.mark.parametrize(
-    ("kernel", "input_scales"), [("cute-dsl", "per-expert"), ("cute-dsl", "one-for-x"), ("trtllm", "per-expert")]
-)
-def test_experts_with_other_input_scales_than_a_kernel_takes_are_refused_when_prepared(
-    sm100: None, kernel: str, input_scales: InputScales
-):
-    with pytest.raises(UsageError, match=f"input scales '{input_scales}'.*HALFBYTE_DENY=flashinfer.{kernel}"):
-        packed(kernel, layer("nvfp4-w4a4", input_scales=input_scales))
-
-
-def test_a_gate_with_an_input_scale_of_its_own_is_refused(sm100: None):
-    weights = layer("nvfp4-w4a4", shared=False)
-    assert weights.gate is not None
-    assert weights.gate.input_global_scale is not None
-    gate = replace(weights.gate, input_global_scale=weights.gate.input_global_scale * 2)
-    with pytest.raises(UsageError, match="'per-expert'"):
-        packed("trtllm", replace(weights, gate=gate))
+def test_trtllm_refuses_clamps_of_gate_and_up_that_only_the_weights_tell_have_two_scales(sm100: None):
+    with pytest.raises(UsageError, match="clamps gate and up at one number, and their global scales cannot"):
+        packed("trtllm", layer("nvfp4-w4a4", shared=False), activation="swigluoai")
 
 
 def test_trtllm_scales_the_hidden_activations_of_each_expert_by_its_own_scale(sm100: None):

@@ -22,7 +22,7 @@ from halfbyte.models import load_model, load_tokenizer
 from halfbyte.perplexity import perplexity
 from halfbyte.schemes import SCHEMES
 from halfbyte_cuda_blackwell import linear, ops
-from halfbyte_cuda_blackwell.experts_cute_dsl import CuteDsl
+from halfbyte_cuda_blackwell.experts_cute_dsl import CuteDslA16
 from halfbyte_cuda_blackwell.experts_cutlass import Cutlass
 from halfbyte_cuda_blackwell.experts_trtllm import Trtllm
 from halfbyte_cuda_blackwell.packing import shuffled_rows, swizzle_128x4
@@ -109,7 +109,7 @@ def test_linear_kernels_are_refused_when_weights_are_prepared(kernel: Any):
 
 @pytest.mark.parametrize(
     ("kernel", "scheme"),
-    [(Trtllm, "mxfp4-w4a16"), (Trtllm, "nvfp4-w4a4"), (CuteDsl, "nvfp4-w4a16"), (Cutlass, "nvfp4-w4a4")],
+    [(Trtllm, "mxfp4-w4a16"), (Trtllm, "nvfp4-w4a4"), (CuteDslA16, "nvfp4-w4a16"), (Cutlass, "nvfp4-w4a4")],
 )
 def test_experts_are_refused_when_weights_are_prepared(kernel: Any, scheme: str):
     weights = data.experts_weights(SCHEMES[scheme], 4, 256, 256, dtype=torch.bfloat16)

@@ -12,7 +12,7 @@ from halfbyte.machines import ARCHES, describe
 from halfbyte.policies import Policy
 from halfbyte.problems import ExpertsProblem, InputScales, LinearProblem
 from halfbyte.refusals import Code, Refusal
-from halfbyte.schemes import MXFP4_W4A4, NVFP4_W4A4, NVFP4_W4A16, SCHEMES
+from halfbyte.schemes import MXFP4_W4A4, NVFP4_W4A4, NVFP4_W4A16, SCHEMES, Scheme
 from halfbyte.specs import Fidelity, KernelSpec, KnownBad, PriorityRule, Proof
 from support.specs import kernel, plugged
 
@@ -123,9 +123,13 @@ def test_input_scales_with_as_few_numbers_as_a_kernel_takes_are_taken(taken: Inp
     assert selected(decide(with_input_scales(found), CPU, plugged(kernel(op="experts", input_scales=taken))))
 
 
-def test_a_kernel_that_leaves_activations_alone_is_not_refused_for_their_scales():
-    spec = kernel(op="experts", schemes={"nvfp4-w4a4": Fidelity.WEIGHT_ONLY}, input_scales="one")
-    assert selected(decide(with_input_scales("per-expert"), CPU, plugged(spec)))
+@pytest.mark.parametrize(
+    ("scheme", "fidelity"), [(NVFP4_W4A4, Fidelity.WEIGHT_ONLY), (NVFP4_W4A16, Fidelity.NATIVE)], ids=str
+)
+def test_a_kernel_that_leaves_activations_alone_is_not_refused_for_their_scales(scheme: Scheme, fidelity: Fidelity):
+    spec = kernel(op="experts", schemes={scheme.name: fidelity}, input_scales="one")
+    problem = replace(with_input_scales("per-expert"), scheme=scheme)
+    assert selected(decide(problem, CPU, plugged(spec)))
 
 
 def test_padding_makes_any_size_fit_and_costs_its_bytes():

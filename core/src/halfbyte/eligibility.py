@@ -8,7 +8,7 @@ from packaging.utils import canonicalize_name
 from halfbyte.machines import Machine, matches
 from halfbyte.problems import INPUT_SCALES, ExpertsProblem, Problem
 from halfbyte.refusals import Code, Refusal
-from halfbyte.specs import Fidelity, KernelSpec
+from halfbyte.specs import KernelSpec
 
 
 def refusals_for(spec: KernelSpec, problem: Problem, machine: Machine) -> list[Refusal]:
@@ -31,12 +31,11 @@ def scale_refusals(spec: KernelSpec, problem: ExpertsProblem) -> list[Refusal]:
     if spec.global_scales == "per-expert" and problem.gated and problem.shared_global_scale is False:
         detail = "takes one global scale for gate and up, and theirs cannot be made one exactly"
         refusals.append(Refusal(Code.GLOBAL_SCALES, detail))
-    quantizes = spec.schemes.get(problem.scheme.name) is not Fidelity.WEIGHT_ONLY
-    if quantizes and problem.input_scales is not None:
+    if spec.quantizes(problem.scheme.name) and problem.input_scales is not None:
         found, taken = INPUT_SCALES.index(problem.input_scales), INPUT_SCALES.index(spec.input_scales)
         if found < taken:
-            what = "x" if problem.input_scales == "per-expert" else "the hidden activations"
-            detail = f"takes one input scale of {what} for all experts, and theirs differ"
+            what = "gate and up" if problem.input_scales == "per-expert" else "down"
+            detail = f"takes one input scale for {what} of all experts, and theirs differ"
             refusals.append(Refusal(Code.INPUT_SCALES, detail))
     return refusals
 

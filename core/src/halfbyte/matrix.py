@@ -68,7 +68,10 @@ class Matrix:
                 yield value
 
     def to(self, device: torch.device | str) -> Matrix:
-        """The same matrix with packed values, scales and bias on `device`; global scales stay on the CPU."""
+        """The same matrix with packed values, scales and bias on `device`; global scales stay on the CPU.
+
+        Itself where nothing moves: checking the numbers once more would wait for the device.
+        """
         packed, scales = self.packed.to(device), self.scales.to(device)
         bias = None if self.bias is None else self.bias.to(device)
         if packed is self.packed and scales is self.scales and bias is self.bias:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ def choose(
     """
     if resolution is None:
         resolution = resolve(problem, machine_here(str(device)), policy)
-    elif _without_hint(resolution.problem) != _without_hint(problem):
+    elif _without_facts(resolution.problem) != _without_facts(problem):
         raise UsageError(f"the resolution given is for {resolution.problem}; the weights pose {problem}")
     if resolution.machine.device != device.type:
         raise UsageError(f"the resolution given is for {resolution.machine}; the weights go to {device}")
@@ -78,13 +78,13 @@ def pack_experts(choice: Choice, weights: ExpertsWeights, problem: ExpertsProble
     refuses such a kernel when it knows.
     """
     spec = choice.spec
-    for refusal in scale_refusals(spec, problem):
+    if refusals := scale_refusals(spec, problem):
         raise UsageError(
-            f"{weights.up.name}: kernel {spec.id!r} {refusal.detail}; deny the kernel for this layer, such as with "
+            f"{weights.up.name}: kernel {spec.id!r} {refusals[0].detail}; deny the kernel for this layer, such as with "
             f"HALFBYTE_DENY={spec.id}"
         )
     if spec.global_scales == "per-expert":
-        weights = weights.with_shared_global_scale() or weights
+        weights = cast("ExpertsWeights", weights.with_shared_global_scale())
     own = problem.padded(spec.n_multiple, spec.k_multiple)
 
     def moved(matrix: Matrix, n: int, k: int) -> Matrix:
@@ -132,5 +132,5 @@ class PackedBuffers(nn.Module):
         return ops.run_experts(kernel, x, self.packed, topk_ids, topk_weights, expert_map)  # type: ignore[arg-type]
 
 
-def _without_hint(problem: Problem) -> Problem:
+def _without_facts(problem: Problem) -> Problem:
     return problem.without_facts() if isinstance(problem, ExpertsProblem) else problem

@@ -85,7 +85,8 @@ class ExpertsProblem:
     dtype: str = "bfloat16"
     activation: str = "silu"
     bias: bool = False
-    #: Whether one global scale serves gate and up of each expert exactly; None: not known yet, nothing is refused.
+    #: Whether one global scale, and one input scale if they have any, serves gate and up of each expert exactly; None:
+    #: not known yet, nothing is refused.
     shared_global_scale: bool | None = None
     #: Which experts share input scales; None: not known yet, or the activations have none. Nothing is refused.
     input_scales: InputScales | None = None

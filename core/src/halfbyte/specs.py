@@ -149,6 +149,13 @@ class KernelSpec:
         fitting = (rule.priority for rule in self.priority if applies(rule, machine, scheme))
         return next(fitting, 0)
 
+    def quantizes(self, scheme: str) -> bool:
+        """Whether the kernel quantizes activations when it runs this scheme; False for one that it does not run."""
+        fidelity = self.schemes.get(scheme)
+        if SCHEMES[scheme].activations is None:
+            return fidelity is Fidelity.QUANTIZES_ACTIVATIONS
+        return fidelity not in (None, Fidelity.WEIGHT_ONLY)
+
     def bytes_for(self, problem: Problem) -> int:
         """Bytes that the problem's weights take once they are padded and prepared for the kernel."""
         return self.resident_bytes(problem.padded(self.n_multiple, self.k_multiple))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from halfbyte.formats import E2M1_MAX, E2M1_VALUES, E4M3_MAX, Format
 from halfbyte.matrix import Matrix
-from halfbyte.specs import Fidelity, KernelSpec, Rounding
+from halfbyte.specs import KernelSpec, Rounding
 from halfbyte.weights import ExpertsWeights, LinearWeights
 
 
@@ -27,12 +27,7 @@ class Expected:
 
 def rounding_of(spec: KernelSpec, scheme: str) -> Rounding | None:
     """How the kernel quantizes activations when it runs this scheme; None where it leaves them as they are."""
-    fidelity = spec.schemes[scheme]
-    if fidelity is Fidelity.QUANTIZES_ACTIVATIONS:
-        return spec.activation_rounding or Rounding()
-    if scheme.endswith("w4a4") and fidelity is not Fidelity.WEIGHT_ONLY:
-        return spec.activation_rounding or Rounding()
-    return None
+    return (spec.activation_rounding or Rounding()) if spec.quantizes(scheme) else None
 
 
 def dequantize(matrix: Matrix) -> Tensor:

@@ -111,7 +111,7 @@ def test_it_refuses_experts_with_scales_that_it_does_not_take(spec: KernelSpec) 
             pytest.skip("a linear kernel has no experts")
         codes = _codes(spec, replace(problem, shared_global_scale=False), machine)
         assert (Code.GLOBAL_SCALES in codes) == (spec.global_scales == "per-expert" and problem.gated), problem
-        if spec.schemes[case.scheme.name] is Fidelity.WEIGHT_ONLY or case.scheme.activations is None:
+        if not spec.quantizes(case.scheme.name):
             continue
         taken = INPUT_SCALES.index(spec.input_scales)
         for place, input_scales in enumerate(INPUT_SCALES):
@@ -128,11 +128,7 @@ def test_its_check_answers_for_every_machine_and_twice_the_same(spec: KernelSpec
 
 
 def test_it_declares_the_rounding_of_its_activation_quantizer(spec: KernelSpec) -> None:
-    quantizes = any(
-        fidelity is Fidelity.QUANTIZES_ACTIVATIONS or (name.endswith("w4a4") and fidelity is not Fidelity.WEIGHT_ONLY)
-        for name, fidelity in spec.schemes.items()
-    )
-    assert spec.activation_rounding is not None or not quantizes
+    assert spec.activation_rounding is not None or not any(map(spec.quantizes, spec.schemes))
 
 
 def test_it_calls_no_weight_only_scheme_less_than_it_is(spec: KernelSpec) -> None:

@@ -1,7 +1,7 @@
 """Experts of CuTe DSL through FlashInfer on SM10x: `cute_dsl_fused_moe`, NVFP4 weights with NVFP4 or bfloat16 inputs.
 
-W4A4 quantizes x once for all experts, and the hidden activations with one scale: the experts must share both. Serving
-engines take the largest where they differ (sglang#38563), which rounds otherwise. Source of the layout:
+W4A4 quantizes x once for all experts, and the hidden activations with one scale: core gives it experts that share both.
+Serving engines take the largest where they differ (sglang#38563), which rounds otherwise. Source of the layout:
 flashinfer-python 0.7.2, `fused_moe/prepare.py`, prepare_cute_dsl_weights.
 """
 
@@ -27,7 +27,6 @@ from halfbyte_cuda_blackwell.experts_packing import (
     mma_view,
     multipliers,
     product,
-    require_input_scales,
     second_projection,
 )
 from halfbyte_cuda_blackwell.packing import scale_bytes, swizzle_128x4
@@ -44,13 +43,12 @@ class CuteDsl:
     def prepare(self, weights: ExpertsWeights, problem: ExpertsProblem) -> dict[str, Tensor]:
         """Up and gate in runs of 64 rows, scales swizzled after that; one input scale for each projection.
 
-        CheckpointError naming the matrix without a calibrated input scale; UsageError where the experts' differ.
+        CheckpointError naming the matrix without a calibrated input scale.
         """
         first, second = first_projection(weights), second_projection(weights)
         device = first.packed.device
         ops.require_capability(device, _CAPABILITIES, "flashinfer.cute-dsl")
         inputs, hidden = input_multipliers(weights, problem)
-        require_input_scales(weights, "one", "flashinfer.cute-dsl")
         return _codes_and_scales(first, second, problem) | {
             "w1_alpha": product(first, inputs),
             "w1_input": inputs[:1].reciprocal().to(torch.float32).to(device),

@@ -12,9 +12,9 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
-from halfbyte.errors import CheckpointError, UsageError
+from halfbyte.errors import CheckpointError
 from halfbyte.matrix import Matrix
-from halfbyte.problems import INPUT_SCALES, ExpertsProblem, InputScales
+from halfbyte.problems import ExpertsProblem
 from halfbyte.reference.activations import SWIGLUOAI_ALPHA, SWIGLUOAI_LIMIT
 from halfbyte.weights import ExpertsWeights
 
@@ -57,19 +57,6 @@ def input_multipliers(weights: ExpertsWeights, problem: ExpertsProblem) -> tuple
     if weights.gate is not None:
         _calibrated(weights.gate, problem)
     return _calibrated(weights.up, problem), _calibrated(weights.down, problem)
-
-
-def require_input_scales(weights: ExpertsWeights, taken: InputScales, kernel_id: str) -> None:
-    """UsageError naming layer and kernel where the experts' input scales differ more than the kernel takes.
-
-    The largest for all would saturate nothing and round otherwise than the checkpoint asks.
-    """
-    found = weights.input_scales
-    if found is not None and INPUT_SCALES.index(found) < INPUT_SCALES.index(taken):
-        raise UsageError(
-            f"{weights.up.name}: the experts have input scales {found!r}, and kernel {kernel_id!r} takes {taken!r}; "
-            f"deny the kernel for this layer, such as with HALFBYTE_DENY={kernel_id}"
-        )
 
 
 def product(matrix: Matrix, inputs: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Experts of TensorRT-LLM through FlashInfer on SM10x: `trtllm_fp4_block_scale_routed_moe`.
 
-NVFP4 W4A4 quantizes x once for all experts, which must share its calibrated scale: serving engines take the largest
-there (flashinfer#2356, sglang#38563), which rounds otherwise. The hidden activations have each expert's own.
-MXFP4 leaves activations in bfloat16. Source of the layout: flashinfer-python 0.7.2,
+NVFP4 W4A4 quantizes x once for all experts: core gives it those that share its calibrated scale. Serving engines take
+the largest where they differ (flashinfer#2356, sglang#38563), which rounds otherwise. The hidden activations have each
+expert's own. MXFP4 leaves activations in bfloat16. Source of the layout: flashinfer-python 0.7.2,
 `fused_moe/prepare.py`, prepare_trtllm_fp4_weights.
 """
 
@@ -13,6 +13,7 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
+from halfbyte.errors import UsageError
 from halfbyte.kernels import Packed
 from halfbyte.matrix import Matrix
 from halfbyte.problems import ExpertsProblem, round_up
@@ -27,7 +28,6 @@ from halfbyte_cuda_blackwell.experts_packing import (
     interleaved,
     local_numbers,
     product,
-    require_input_scales,
     second_projection,
 )
 from halfbyte_cuda_blackwell.packing import scale_bytes, shuffled_rows, swizzle_128x4
@@ -43,10 +43,11 @@ class Trtllm:
     def prepare(self, weights: ExpertsWeights, problem: ExpertsProblem) -> dict[str, Tensor]:
         """Rows of up and gate in turn, then shuffled for the epilogue; scales the same way and swizzled after that.
 
-        CheckpointError naming the matrix without a calibrated input scale; UsageError where those of x differ.
+        CheckpointError naming the matrix without a calibrated input scale; UsageError where gate and up, which
+        swigluoai clamps at one number before they are scaled, cannot have one global scale.
         """
         if problem.activation == "swigluoai":
-            weights = weights.with_shared_global_scale() or weights
+            weights = _with_one_scale(weights)
         first, second = first_projection(weights), second_projection(weights)
         device = first.packed.device
         ops.require_capability(device, _CAPABILITIES, "flashinfer.trtllm")
@@ -114,6 +115,17 @@ class Trtllm:
         return y
 
 
+def _with_one_scale(weights: ExpertsWeights) -> ExpertsWeights:
+    """A resolution that was made without the weights may not know that theirs differ."""
+    shared = weights.with_shared_global_scale()
+    if shared is None:
+        raise UsageError(
+            f"{weights.up.name}: kernel 'flashinfer.trtllm' clamps gate and up at one number, and their global scales "
+            "cannot be made one exactly; deny the kernel for this layer, such as with HALFBYTE_DENY=flashinfer.trtllm"
+        )
+    return shared
+
+
 def _first_rows(rows: Tensor) -> Tensor:
     """Rows [E, 2I, ...] of up over gate: one of up, one of gate, in turn, then shuffled."""
     return shuffled_rows(interleaved(rows, 1))
@@ -125,7 +137,6 @@ def _scales(weights: ExpertsWeights, problem: ExpertsProblem, constants: dict[st
     Clamps and additions come before products are scaled, so their constants are divided by the factor of both.
     """
     inputs, hidden = input_multipliers(weights, problem)
-    require_input_scales(weights, "one-for-x", "flashinfer.trtllm")
     gate = cast("Matrix", weights.gate)  # its activations all have one
     device = gate.packed.device
     gate_scale = product(gate, inputs)
