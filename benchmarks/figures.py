@@ -40,14 +40,13 @@ class Layout:
     def shown(self, found: Mapping[str, Any]) -> dict[str, str]:
         """Every table of the figures that a script kept, by title: the layout's own, "ratios" and "errors"."""
         every = [Point(**point) for point in found["points"]]
-        peers = [peer for peer in PEERS if any(peer in point.us for point in every)]
         names = {point.problem for point in every}
         shown = {
-            title: _times(every, {column: name for column, name in columns.items() if name in names}, peers)
+            title: _times(every, {column: name for column, name in columns.items() if name in names})
             for title, columns in self.tables.items()
             if names & set(columns.values())
         }
-        return shown | {"ratios": _ratios(every, self.bands, peers), "errors": _errors(every, peers)}
+        return shown | {"ratios": _ratios(every, self.bands), "errors": _errors(every)}
 
     def markdown(self, found: Mapping[str, Any]) -> str:
         """Everything that a script prints: the setting, the tables, what did not run and why."""
@@ -63,10 +62,15 @@ def rows_of_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _times(every: Sequence[Point], columns: Mapping[str, str], peers: Sequence[str]) -> str:
+def _measured(every: Iterable[Point]) -> list[str]:
+    """The peers that have figures somewhere in these points."""
+    return [peer for peer in PEERS if any(peer in point.us for point in every)]
+
+
+def _times(every: Sequence[Point], columns: Mapping[str, str]) -> str:
     """Microseconds of ours and of each peer, and how many times faster ours is than the fastest of them."""
-    points = {(point.problem, point.m): point for point in every}
-    ms = sorted({point.m for point in every if point.problem in columns.values()})
+    points = {(point.problem, point.m): point for point in every if point.problem in columns.values()}
+    peers, ms = _measured(points.values()), sorted({m for _, m in points})
     header = (f"M: {' / '.join((f'**{OURS}**', *peers))}", *columns)
     cells = ([_cell(points.get((name, m)), peers) for name in columns.values()] for m in ms)
     return rows_of_table(header, ((str(m), *row) for m, row in zip(ms, cells, strict=True)))
@@ -84,8 +88,9 @@ def _microseconds(time: float | None) -> str:
     return "-" if time is None else f"{time:.1f}" if time < 100 else f"{time:.0f}"
 
 
-def _ratios(every: Sequence[Point], bands: Sequence[tuple[int, int]], peers: Sequence[str]) -> str:
+def _ratios(every: Sequence[Point], bands: Sequence[tuple[int, int]]) -> str:
     """How many times faster ours is than each peer, and than the fastest at each point: geometric mean and worst."""
+    peers = _measured(every)
     against = {f"than {peer}": [peer] for peer in peers} | {"than the fastest of them": list(peers)}
     rows = []
     for low, high in bands:
@@ -99,8 +104,9 @@ def _mean(ratios: Sequence[float | None]) -> str:
     return f"{statistics.geometric_mean(known):.2f}x (worst {min(known):.2f}x)" if known else "-"
 
 
-def _errors(every: Sequence[Point], peers: Sequence[str]) -> str:
+def _errors(every: Sequence[Point]) -> str:
     """The largest mean error of each kernel over all points, in the measure of the conformance kit."""
-    errors = {kernel: [p.errors[kernel] for p in every if kernel in p.errors] for kernel in (OURS, *peers)}
+    kernels = (OURS, *_measured(every))
+    errors = {kernel: [p.errors[kernel] for p in every if kernel in p.errors] for kernel in kernels}
     rows = [(kernel, f"{max(found):.1e}") for kernel, found in errors.items() if found]
     return rows_of_table(("kernel", "largest mean error"), rows)
