@@ -1,5 +1,6 @@
 """Every kernel compiles for every architecture that it is declared for; no card is needed."""
 
+import re
 import sys
 
 import pytest
@@ -14,6 +15,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NVRTC's library
 (LINEAR,) = (spec for spec in SPECS if spec.op == "linear")
 DECLARED = [arch for arch in ARCHES if any(matches(pattern, describe(arch)) for pattern in LINEAR.devices)]
 SIZES = (256, 32, 2304, 132)
+#: Registers that a thread which multiplies asks for, by warpgroups, as REGS in ring.cuh; one that fetches keeps 32.
+MULTIPLYING, FETCHING = {2: 232, 3: 160, 4: 112}, 32
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +46,9 @@ def test_the_kernel_for_many_rows_compiles_for_every_shape_of_its_items(
     shape: tuple[int, int], mxfp4: bool, bf16: bool
 ):
     options = wide.macros(wide.division(shape, 1, 32, 256, 2304, 132), mxfp4=mxfp4, bf16=bf16)
-    assert nvrtc.machine_code("wide", "sm_90a", options)[:4] == b"\x7fELF"
+    code = nvrtc.machine_code("wide", "sm_90a", options)
+    assert code[:4] == b"\x7fELF"
+    assert_warpgroups_get_their_registers(code, shape[1])
 
 
 @pytest.mark.parametrize(("mxfp4", "bf16", "act"), [(False, True, 1), (True, False, 3)])
@@ -57,6 +62,22 @@ def test_the_kernels_of_experts_compile(mxfp4: bool, bf16: bool, act: int):
         ("route", routing.macros(wide=True, bf16=bf16)),
     ):
         assert nvrtc.machine_code(kernel, "sm_90a", macros)[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize("rows", experts_wide.SHAPES)
+def test_the_warpgroups_of_experts_get_the_registers_that_they_ask_for(rows: int):
+    for shape in experts_wide.SHAPES[rows]:
+        own = experts_wide.Plan(rows, shape.groups, shape.stages, shape.buffers, 1, 1, 0)
+        code = nvrtc.machine_code("experts_wide", "sm_90a", experts_wide.macros(own, mxfp4=False, bf16=True, act=1))
+        assert_warpgroups_get_their_registers(code, shape.groups)
+
+
+def assert_warpgroups_get_their_registers(code: bytes, groups: int) -> None:
+    """A launch gives as many registers as its warpgroups then ask for; else the kernel hangs."""
+    counts = re.findall(rb"\x04\x2f\x08\x00.{4}(.{4})", code, re.DOTALL)  # EIATTR_REGCOUNT: of a thread at launch
+    assert len(counts) == 1
+    given = int.from_bytes(counts[0], "little") * (groups + 1)
+    assert MULTIPLYING[groups] * groups + FETCHING <= given
 
 
 def test_code_for_a_virtual_architecture_is_text_that_the_driver_compiles():

@@ -17,7 +17,7 @@ from halfbyte_cuda_marlin.cuda.packing import is_mxfp4
 #: Rows of x that one launch takes.
 MOST_ROWS = 16
 _WARPS = 16
-#: Floats of one token's 32 rows in a warp's partial sums, as REDS in few.cuh pads them.
+#: Floats of one token's 32 rows in a warp's partial sums, as REDS in small.cu pads them.
 _TOKEN_FLOATS = 36
 
 

@@ -76,13 +76,23 @@ def plan(m: int, tiles: int, units: int, unit_bytes: int, processors: int) -> Pl
     """The division for m rows that should take the least time."""
     if m > _MANY:
         return division((256, 2) if units > _LONG else (128, 4), 1, m, tiles, unit_bytes, processors)
-    options = ((shape, cluster) for shape in SHAPES for cluster in _CLUSTERS if cluster <= units)
     plans = [
         division(shape, cluster, m, tiles, unit_bytes, processors)
-        for shape, cluster in options
-        if shape[0] >= min(128, m / _MOST_TOKEN_TILES)
+        for shape in shapes(m)
+        for cluster in _CLUSTERS
+        if cluster <= units and _at_once(cluster, processors)
     ]
     return min(plans, key=lambda plan: microseconds(plan, units))
+
+
+def shapes(m: int) -> list[tuple[int, int]]:
+    """The shapes (tokens, warpgroups) of items that m rows may be divided into."""
+    return [shape for shape in SHAPES if shape[0] >= min(128, m / _MOST_TOKEN_TILES)]
+
+
+def _at_once(cluster: int, processors: int) -> int:
+    """How many clusters run at the same time. If fewer do, the others follow: they do not wait for each other."""
+    return _CLUSTERS[cluster] * processors // _CLUSTERS[1]
 
 
 def division(shape: tuple[int, int], cluster: int, m: int, tiles: int, unit_bytes: int, processors: int) -> Plan:
@@ -93,7 +103,7 @@ def division(shape: tuple[int, int], cluster: int, m: int, tiles: int, unit_byte
     stages = min(_MOST_STAGES, (SHARED_MEMORY - rest) // stage)
     token_tiles = -(-m // tokens)
     items = -(-tiles // (2 * groups)) * token_tiles
-    rounds = -(-items // max(1, _CLUSTERS[cluster] * processors // _CLUSTERS[1]))
+    rounds = -(-items // _at_once(cluster, processors))
     ctas = -(-items // rounds) * cluster
     return Plan(tokens, groups, cluster, ctas, rounds, stages, items, token_tiles, rest + stages * stage)
 

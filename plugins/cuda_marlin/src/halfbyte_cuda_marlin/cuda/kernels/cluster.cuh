@@ -2,7 +2,7 @@
 __device__ __forceinline__ u32 cluster_rank() { u32 r; asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(r)); return r; }
 __device__ __forceinline__ int cluster_size() { int n; asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(n)); return n; }
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-// Without waiting for what this thread has written: where only reading must have ended.
+// Without waiting for what this thread has written: where that is fenced already, or only reading must have ended.
 __device__ __forceinline__ void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 // An address of this CTA's shared memory, as that of the same place of the CTA of this rank.
