@@ -99,6 +99,13 @@ def test_pairs_take_the_usual_sizes_on_hopper(tiles: int, units: int):
     assert pair.plan(8, tiles, units, 2304, 132) is not None
 
 
+@pytest.mark.parametrize(("m", "tiles", "units"), [(20, 541, 224), (778, 43, 224), (1037, 58, 64), (1286, 97, 224)])
+def test_where_an_item_follows_every_cta_of_a_cluster_finishes_a_part_of_each(m: int, tiles: int, units: int):
+    plan = wide.plan(m, tiles, units, 2304, 132)
+    fewest = -(-(m - (plan.token_tiles - 1) * plan.tokens) // 16)
+    assert plan.rounds == 1 or fewest >= plan.cluster
+
+
 @given(m=st.integers(9, 10_000), **SIZES)
 def test_a_plan_for_many_rows_fits_shared_memory_and_covers_all(m, tiles, units, unit_bytes, processors):
     plan = wide.plan(m, tiles, units, unit_bytes, processors)

@@ -42,6 +42,8 @@ _MOST_TOKEN_TILES: Final = 16
 #: Numbers of rows that between them need every kernel: in between, every shape has as many items.
 EVERY_KERNEL: Final = (*range(16, 256, 16), *range(256, 512, 32), *range(512, 1024, 64), *range(1024, 2049, 128), 4096)
 _MOST_STAGES: Final = 8
+#: Rows of x that a CTA of a cluster finishes together, as SLICE in wide.cu.
+_SLICE: Final = 16
 #: What barriers, and a warp's results on their way out, need of shared memory; and its start that is lost to alignment.
 _BARRIERS: Final = 256
 _STAGING: Final = 512
@@ -82,12 +84,21 @@ def plan(m: int, tiles: int, units: int, unit_bytes: int, processors: int) -> Pl
         for cluster in _CLUSTERS
         if cluster <= units and _at_once(cluster, processors)
     ]
-    return min(plans, key=lambda plan: microseconds(plan, units))
+    return min((plan for plan in plans if _in_step(plan, m)), key=lambda plan: microseconds(plan, units))
 
 
 def shapes(m: int) -> list[tuple[int, int]]:
     """The shapes (tokens, warpgroups) of items that m rows may be divided into."""
     return [shape for shape in SHAPES if shape[0] >= min(128, m / _MOST_TOKEN_TILES)]
+
+
+def _in_step(own: Plan, m: int) -> bool:
+    """Whether the CTAs of a cluster keep in step: one that finishes no part of an item waits for nobody there.
+
+    Where another item follows, it could arrive at a barrier for that one while another CTA still waits for this one.
+    """
+    last = m - (own.token_tiles - 1) * own.tokens
+    return own.rounds == 1 or -(-last // _SLICE) >= own.cluster
 
 
 def _at_once(cluster: int, processors: int) -> int:
