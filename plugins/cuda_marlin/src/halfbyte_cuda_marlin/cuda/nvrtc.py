@@ -56,17 +56,16 @@ def headers(macros: dict[str, int]) -> dict[str, str]:
 
 
 def _wgmma(tokens: int, *, bf16: bool) -> str:
-    """`wgmma(d, a, desc, keep)`: 64 rows of W from registers times `tokens` columns of x from shared memory."""
+    """`wgmma(d, a, desc)`: d += 64 rows of W from registers times `tokens` columns of x from shared memory."""
     count, kind = tokens // 2, "bf16" if bf16 else "f16"
     sums = ", ".join(f"%{i}" for i in range(count))
     a = ", ".join(f"%{count + i}" for i in range(4))
     outputs = ", ".join(f'"+f"(d[{i}])' for i in range(count))
     return (
-        f"__device__ __forceinline__ void wgmma(float (&d)[{count}], const u32 (&a)[4], u64 desc, int keep) {{\n"
-        f'  asm volatile("{{.reg .pred p; setp.ne.b32 p, %{count + 5}, 0;\\n"\n'
-        f'      "wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{kind}.{kind} "\n'
-        f'      "{{{sums}}}, {{{a}}}, %{count + 4}, p, 1, 1, 0;}}"\n'
-        f'      : {outputs} : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(desc), "r"(keep));\n}}\n'
+        f"__device__ __forceinline__ void wgmma(float (&d)[{count}], const u32 (&a)[4], u64 desc) {{\n"
+        f'  asm volatile("wgmma.mma_async.sync.aligned.m64n{tokens}k16.f32.{kind}.{kind} "\n'
+        f'      "{{{sums}}}, {{{a}}}, %{count + 4}, 1, 1, 1, 0;"\n'
+        f'      : {outputs} : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(desc));\n}}\n'
     )
 
 

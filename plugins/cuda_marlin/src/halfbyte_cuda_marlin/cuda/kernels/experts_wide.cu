@@ -95,23 +95,6 @@ __device__ __forceinline__ void fetch_x(const Args& g, const TensorMap& xmap, Ri
   if (lane == 0) arrive(full(ring, ring.stage));
 }
 
-// What a thread's rows g and g + 8 are multiplied by, and what is added.
-struct Rows { float mult[2], add[2]; };
-
-__device__ __forceinline__ Rows load_rows(const Args& g, const Item& item, int warp, int lane) {
-  Rows rows;
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const int row = min(item.part * ROWS + warp * 16 + h * 8 + lane / 4, g.tiles * 32 - 1);
-    const int at = item.expert * g.tiles * 32 + row;
-    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(rows.mult[h]) : "l"(g.row_mult + at));   // volatile: well before its use
-    u16 add = 0;
-    if (g.bias) asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(add) : "l"(g.bias + at));
-    rows.add[h] = to_float(add);
-  }
-  return rows;
-}
-
 // A warpgroup's results go through shared memory, SLICE tokens at a time, so that a thread stores 8 of a token at once.
 // The places of these pieces are mixed so that neither side has bank conflicts.
 __device__ __forceinline__ u32 piece_at(int token, int piece) {
@@ -172,7 +155,7 @@ __device__ __forceinline__ void step(float (&acc)[NTOK / 2], const u32 (&a)[4][4
   }
   float (&own)[LOW / 2] = reinterpret_cast<float (&)[LOW / 2]>(acc);
 #pragma unroll
-  for (int i = 0; i < 4; i++) wgmma(own, a[i], descriptor(x + i * 2), 1);
+  for (int i = 0; i < 4; i++) wgmma(own, a[i], descriptor(x + i * 2));
   commit();
 }
 
@@ -188,7 +171,7 @@ __device__ __forceinline__ void skip(const Args& g, Ring& ring, int lane) {
 __device__ __forceinline__ void multiply(const Args& g, Ring& ring, const Item& item, u32 staging, int tid) {
   const int warp = tid / 32, lane = tid % 32;
   if (item.part * TILES + __shfl_sync(~0u, warp / 4, 0) * 2 >= g.tiles) return skip(g, ring, lane);
-  const Rows rows = load_rows(g, item, warp, lane);
+  const Rows rows = load_rows(g, item.expert * g.tiles * 32, item.part * ROWS, g.tiles * 32, warp, lane);
   float acc[NTOK / 2];
   multiply_stages<4>(ring, g.units, acc, warp, lane,
                      [&](const u32 (&a)[4][4], u32 x) { step<NSTEP, NTOK>(acc, a, x, item.rows); });

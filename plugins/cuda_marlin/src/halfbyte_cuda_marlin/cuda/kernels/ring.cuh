@@ -72,6 +72,24 @@ __device__ __forceinline__ void multiply_stages(Ring& ring, int stages, float (&
   if (lane == 0) arrive(before);
 }
 
+// What a thread's rows g and g + 8 are multiplied by, and what is added.
+struct Rows { float mult[2], add[2]; };
+
+// The CTA's rows begin with `first` of the matrix's `rows`; those before `matrix` belong to others.
+template <class Args>
+__device__ __forceinline__ Rows load_rows(const Args& g, int matrix, int first, int rows, int warp, int lane) {
+  Rows found;
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    const int at = matrix + min(first + warp * 16 + h * 8 + lane / 4, rows - 1);
+    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(found.mult[h]) : "l"(g.row_mult + at));   // volatile: well before its use
+    u16 add = 0;
+    if (g.bias) asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(add) : "l"(g.bias + at));
+    found.add[h] = to_float(add);
+  }
+  return found;
+}
+
 // Two results side by side.
 __device__ __forceinline__ u32 pair(float low, float high) {
   u32 v;

@@ -67,26 +67,10 @@ __device__ __forceinline__ void fetch_x(const Args& g, const TensorMap& xmap, co
   });
 }
 
-// What a thread's rows g and g + 8 are multiplied by, and what is added.
-struct Rows { float mult[2], add[2]; };
-
-__device__ __forceinline__ Rows load_rows(const Args& g, const Item& item, int warp, int lane) {
-  Rows rows;
-#pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const int row = min(item.tile * 32 + warp * 16 + h * 8 + lane / 4, g.n - 1);
-    asm volatile("ld.global.nc.f32 %0, [%1];" : "=f"(rows.mult[h]) : "l"(g.row_mult + row));   // volatile: well before its use
-    u16 add = 0;
-    if (g.bias) asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(add) : "l"(g.bias + row));
-    rows.add[h] = to_float(add);
-  }
-  return rows;
-}
-
 __device__ __forceinline__ void multiply(Ring& ring, const Cluster& own, float (&acc)[NTOK / 2], int warp, int lane) {
   multiply_stages<STEPS>(ring, own.units, acc, warp, lane, [&](const u32 (&a)[STEPS][4], u32 x) {
 #pragma unroll
-    for (int i = 0; i < STEPS; i++) wgmma(acc, a[i], descriptor(x + i * 2), 1);
+    for (int i = 0; i < STEPS; i++) wgmma(acc, a[i], descriptor(x + i * 2));
     commit();
   });
 }
@@ -182,7 +166,7 @@ __device__ __forceinline__ void compute(const Args& g, Ring& ring, const Cluster
   int turn = 0;
   for (int i = blockIdx.x / own.size; i < g.items; i += gridDim.x / own.size, turn++) {
     const Item item = find(g, i);
-    const Rows rows = load_rows(g, item, warp, lane);
+    const Rows rows = load_rows(g, 0, item.tile * 32, g.n, warp, lane);
     const int slices = min(SLICES, (g.m - item.token + SLICE - 1) / SLICE);
     float acc[NTOK / 2];
     multiply(ring, own, acc, warp, lane);
