@@ -35,9 +35,10 @@ def test_arguments_have_the_order_and_the_kinds_that_the_kernel_declares(module:
         ("pair", "PART", pair._PART),
         ("small", "REDS", small._TOKEN_FLOATS),
         ("wide", "STAGING", wide._STAGING),
+        ("wide", "SLICE", wide._SLICE),
     ],
 )
-def test_numbers_by_which_python_lays_out_shared_memory_are_the_kernels(kernel: str, macro: str, value: int):
+def test_numbers_by_which_python_plans_are_the_kernels(kernel: str, macro: str, value: int):
     assert re.findall(rf"#define {macro} (\d+)", nvrtc.source(kernel)) == [str(value)]
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from halfbyte.machines import Machine
 from halfbyte.problems import ExpertsProblem, Problem, bias_bytes, round_up
-from halfbyte.refusals import Code, Refusal
 from halfbyte.specs import KernelSpec, Proof
-from halfbyte_cuda_marlin.common import ACTIVATIONS, DTYPES, SCHEMES
+from halfbyte_cuda_marlin.common import ACTIVATIONS, DTYPES, SCHEMES, dtype_refusals
 from halfbyte_cuda_marlin.known_bad import KNOWN_BAD
 
 #: What packing.py pads rows and columns to.
@@ -26,12 +23,6 @@ def _packed_bytes(problem: Problem) -> int:
         stacks, matrices = problem.experts, ((fused, problem.hidden), (problem.hidden, problem.intermediate))
     padded = (fmt.packed_bytes(round_up(n, MULTIPLE), round_up(k, MULTIPLE)) + 4 for n, k in matrices)
     return stacks * sum(padded) + bias_bytes(problem)
-
-
-def _refusals(problem: Problem, machine: Machine) -> Sequence[Refusal]:
-    if problem.dtype == "bfloat16" and machine.capability is not None and machine.capability < 80:
-        return [Refusal(Code.LIMIT, f"bfloat16 needs sm_80 or newer; this is {machine.arch}")]
-    return []
 
 
 _LINEAR: Final = KernelSpec(
@@ -50,7 +41,7 @@ _LINEAR: Final = KernelSpec(
     priority=240,
     proof={"sm_90": Proof.HARDWARE},
     known_bad=KNOWN_BAD.get("marlin.humming", ()),
-    check=_refusals,
+    check=dtype_refusals,
     resident_bytes=_packed_bytes,
 )
 

@@ -10,7 +10,7 @@ from halfbyte.machines import Machine
 from halfbyte.problems import ExpertsProblem, Problem, bias_bytes
 from halfbyte.refusals import Code, Refusal
 from halfbyte.specs import KernelSpec, Proof
-from halfbyte_cuda_marlin.common import ACTIVATIONS, DTYPES, SCHEMES
+from halfbyte_cuda_marlin.common import ACTIVATIONS, DTYPES, SCHEMES, dtype_refusals
 from halfbyte_cuda_marlin.known_bad import KNOWN_BAD
 from halfbyte_cuda_marlin.vllm.requirements import requirements
 from halfbyte_cuda_marlin.vllm.shapes import MAX_EXPERTS, padded_intermediate, padded_rows
@@ -32,9 +32,7 @@ def _packed_bytes(problem: Problem) -> int:
 
 
 def _limits(problem: Problem, machine: Machine) -> Sequence[Refusal]:
-    refusals = []
-    if machine.capability is not None and machine.capability < 80 and problem.dtype == "bfloat16":
-        refusals.append(Refusal(Code.LIMIT, "bfloat16 needs sm_80 or newer", "load the model in float16"))
+    refusals = dtype_refusals(problem, machine)
     if isinstance(problem, ExpertsProblem) and problem.experts > MAX_EXPERTS:
         refusals.append(Refusal(Code.LIMIT, f"{problem.experts} experts are more than {MAX_EXPERTS}"))
     return refusals
